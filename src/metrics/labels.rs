@@ -1,0 +1,148 @@
+//! The closed sets of label values.
+
+/// A label whose values are the variants of an enum.
+pub(super) trait Label<const N: usize> {
+    /// The values, in the order of the variants.
+    const VALUES: [&'static str; N];
+}
+
+macro_rules! labels {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $value:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
+
+        impl $name {
+            /// Every variant, in order.
+            pub const ALL: [Self; [$($value),+].len()] = [$(Self::$variant),+];
+
+            /// The label value.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $value,)+ }
+            }
+        }
+
+        impl Label<{ $name::ALL.len() }> for $name {
+            const VALUES: [&'static str; $name::ALL.len()] = [$($value),+];
+        }
+    };
+}
+
+labels! {
+    /// Why the sidecar answered a request itself: the `code` member of its problem document.
+    Code {
+        BadRequest = "bad_request",
+        ForbiddenHost = "forbidden_host",
+        ForbiddenOrigin = "forbidden_origin",
+        MissingHeader = "missing_header",
+        ForbiddenPeer = "forbidden_peer",
+        MethodNotAllowed = "method_not_allowed",
+        BodyTooLarge = "body_too_large",
+        ExpectationFailed = "expectation_failed",
+        UnsupportedTransferCoding = "unsupported_transfer_coding",
+        InternalError = "internal_error",
+        LoopDetected = "loop_detected",
+        UpstreamUnreachable = "upstream_unreachable",
+        UpstreamDnsError = "upstream_dns_error",
+        UpstreamTlsError = "upstream_tls_error",
+        UpstreamReset = "upstream_reset",
+        UpstreamProtocolError = "upstream_protocol_error",
+        TokenUnavailable = "token_unavailable",
+        Overloaded = "overloaded",
+        Draining = "draining",
+        UpstreamConnectTimeout = "upstream_connect_timeout",
+        UpstreamTimeout = "upstream_timeout",
+    }
+}
+
+labels! {
+    /// Why no response head came from the upstream; the values are error types of RFC 9209 §2.3 where one fits.
+    SendFault {
+        Dns = "dns_error",
+        Connect = "connection_refused",
+        ConnectTimeout = "connection_timeout",
+        Tls = "tls_protocol_error",
+        Reset = "connection_terminated",
+        Timeout = "http_response_timeout",
+        Protocol = "http_protocol_error",
+        /// The application went away, or sent a body that broke off.
+        Downstream = "downstream_aborted",
+    }
+}
+
+labels! {
+    /// How an attempt to connect ended.
+    ConnectOutcome {
+        Success = "success",
+        Dns = "dns_error",
+        Connect = "connect_error",
+        Timeout = "timeout",
+        Tls = "tls_error",
+    }
+}
+
+labels! {
+    /// Why a token was requested.
+    Trigger {
+        Startup = "startup",
+        Scheduled = "scheduled",
+        OnDemand = "on_demand",
+        Upstream401 = "upstream_401",
+    }
+}
+
+labels! {
+    /// How a token request ended.
+    FetchOutcome {
+        Success = "success",
+        InvalidClient = "invalid_client",
+        InvalidScope = "invalid_scope",
+        UnauthorizedClient = "unauthorized_client",
+        OtherOauthError = "other_oauth_error",
+        HttpError = "http_error",
+        Timeout = "timeout",
+        NetworkError = "network_error",
+        TlsError = "tls_error",
+        InvalidResponse = "invalid_response",
+        SecretError = "secret_error",
+    }
+}
+
+labels! {
+    /// What a request of the application found when it looked for a token.
+    LookupResult {
+        /// A usable token, no renewal under way.
+        Fresh = "fresh",
+        /// A usable token, past its renewal time.
+        Refreshing = "refreshing",
+        /// Nothing usable at first, and a token after a wait.
+        Waited = "waited",
+        /// Nothing usable, and none in time.
+        Missing = "missing",
+    }
+}
+
+labels! {
+    /// What a 401 of the upstream led to.
+    UnauthorizedAction {
+        /// The token was set aside and its one renewal began.
+        Renew = "renew",
+        /// The answer was about something else, or about a token already replaced.
+        Pass = "pass",
+        /// A renewal was due, but the limit on renewals after a 401 was reached.
+        Limit = "limit",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_values_stand_in_the_order_of_the_variants() {
+        for (index, code) in Code::ALL.into_iter().enumerate() {
+            assert_eq!(code as usize, index);
+            assert_eq!(code.as_str(), Code::VALUES[index]);
+        }
+    }
+}

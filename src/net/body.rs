@@ -1,0 +1,262 @@
+//! Bodies in motion: streamed, never collected, each wait for the next bytes under a deadline.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+use tracing::warn;
+
+/// The body of every message the sidecar sends.
+#[derive(Default)]
+pub struct Body(Kind);
+
+#[derive(Default)]
+enum Kind {
+    #[default]
+    Empty,
+    Full(Bytes),
+    Relay(Box<Relay>),
+}
+
+impl Body {
+    /// No body.
+    pub const fn empty() -> Self {
+        Self(Kind::Empty)
+    }
+
+    /// A body of known bytes.
+    pub fn full(bytes: impl Into<Bytes>) -> Self {
+        Self(Kind::Full(bytes.into()))
+    }
+
+    /// A body passed on as it arrives.
+    pub fn relay(relay: Relay) -> Self {
+        Self(Kind::Relay(Box::new(relay)))
+    }
+}
+
+/// Why a relayed body broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The sender sent nothing for the idle timeout.
+    #[error("no bytes for {} s", .0.as_secs_f64())]
+    Idle(Duration),
+    /// More bytes than the limit.
+    #[error("more than {0} bytes")]
+    TooLarge(u64),
+    /// The sender broke off, or framed it wrongly.
+    #[error("broke off")]
+    Broken(#[from] hyper::Error),
+}
+
+/// Which way a body goes; for the log.
+#[derive(Clone, Copy, Debug)]
+pub enum Direction {
+    /// From the application to the upstream.
+    Request,
+    /// From the upstream to the application.
+    Response,
+}
+
+/// One body on its way through. Trailers end here: HTTP/1.1 peers cannot be trusted to treat them as anything but more
+/// headers (RFC 9110 §6.5.1).
+pub struct Relay {
+    incoming: Incoming,
+    direction: Direction,
+    idle: IdleTimer,
+    limit: Option<u64>,
+    passed: u64,
+    progress: Option<Arc<Progress>>,
+    /// Dropped with the body: whatever must last until its last byte.
+    _held: Option<Box<dyn Send>>,
+}
+
+impl Relay {
+    /// Passes `incoming` on; each wait for its next bytes ends after `idle_timeout` with [`BodyError::Idle`].
+    pub fn new(incoming: Incoming, direction: Direction, idle_timeout: Duration) -> Self {
+        Self {
+            incoming,
+            direction,
+            idle: IdleTimer::new(idle_timeout),
+            limit: None,
+            passed: 0,
+            progress: None,
+            _held: None,
+        }
+    }
+
+    /// Breaks off with [`BodyError::TooLarge`] after `limit` bytes.
+    pub fn limited(mut self, limit: Option<u64>) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Tells `progress` of every frame.
+    pub fn reporting(mut self, progress: Arc<Progress>) -> Self {
+        self.progress = Some(progress);
+        self
+    }
+
+    /// Keeps `guard` until the body is dropped, which is when its last byte was passed on or nobody wants it any more.
+    pub fn holding(mut self, guard: impl Send + 'static) -> Self {
+        self._held = Some(Box::new(guard));
+        self
+    }
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        loop {
+            match Pin::new(&mut self.incoming).poll_frame(cx) {
+                Poll::Pending => {
+                    ready!(self.idle.poll_elapsed(cx));
+                    return Poll::Ready(Some(Err(BodyError::Idle(self.idle.timeout))));
+                }
+                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
+                Poll::Ready(Some(Ok(frame))) => {
+                    self.idle.disarm();
+                    if let Ok(data) = frame.into_data() {
+                        return Poll::Ready(Some(self.count(data)));
+                    }
+                }
+            }
+        }
+    }
+
+    fn count(&mut self, data: Bytes) -> Result<Bytes, BodyError> {
+        self.passed = self.passed.saturating_add(data.len() as u64);
+        if let Some(progress) = &self.progress {
+            progress.touch();
+        }
+        match self.limit {
+            Some(limit) if self.passed > limit => Err(BodyError::TooLarge(limit)),
+            _ => Ok(data),
+        }
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.0 {
+            Kind::Empty => Poll::Ready(None),
+            Kind::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                self.0 = Kind::Empty;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Kind::Relay(relay) => {
+                let data = ready!(relay.poll_data(cx));
+                if let Some(Err(error)) = &data {
+                    warn!(
+                        direction = ?relay.direction,
+                        bytes = relay.passed,
+                        error = %Chain(error),
+                        "body broke off"
+                    );
+                }
+                Poll::Ready(data.map(|data| data.map(Frame::data)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Empty => true,
+            Kind::Full(_) => false,
+            Kind::Relay(relay) => relay.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Relay(relay) => relay.incoming.size_hint(),
+        }
+    }
+}
+
+/// A deadline that is armed by waiting and disarmed by bytes; it allocates only when there is a wait.
+struct IdleTimer {
+    timeout: Duration,
+    sleep: Option<Pin<Box<Sleep>>>,
+    armed: bool,
+}
+
+impl IdleTimer {
+    fn new(timeout: Duration) -> Self {
+        Self {
+            timeout,
+            sleep: None,
+            armed: false,
+        }
+    }
+
+    fn disarm(&mut self) {
+        self.armed = false;
+    }
+
+    fn poll_elapsed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let deadline = Instant::now() + self.timeout;
+        let sleep = self
+            .sleep
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if !self.armed {
+            sleep.as_mut().reset(deadline);
+            self.armed = true;
+        }
+        sleep.as_mut().poll(cx)
+    }
+}
+
+/// When a body last moved; shared between the body and whoever waits for what comes after it.
+pub struct Progress {
+    origin: Instant,
+    last_millis: AtomicU64,
+}
+
+impl Progress {
+    /// Begins now.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            origin: Instant::now(),
+            last_millis: AtomicU64::new(0),
+        })
+    }
+
+    fn touch(&self) {
+        let millis = u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_millis.store(millis, Ordering::Relaxed);
+    }
+
+    /// The moment of the last bytes, or of the beginning.
+    pub fn last(&self) -> Instant {
+        self.origin + Duration::from_millis(self.last_millis.load(Ordering::Relaxed))
+    }
+}
+
+/// An error with its causes, for the log.
+pub struct Chain<'a>(pub &'a (dyn std::error::Error + 'static));
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}

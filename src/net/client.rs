@@ -1,0 +1,108 @@
+//! The HTTP client: pooled connections of one thread to one kind of server, and why a request got no response.
+
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_util::client::legacy;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use super::body::{Body, BodyError, Chain};
+use super::connect::{ConnectError, Connector};
+use super::tls::HttpVersions;
+use crate::metrics::SendFault;
+
+/// How connections are kept between requests.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolConfig {
+    /// A connection idle for this long is closed. Keep it below what the server waits.
+    pub idle_timeout: Duration,
+    /// Idle connections kept for one host; 0 keeps none.
+    pub max_idle: usize,
+}
+
+/// A client of HTTP/1.1 and HTTP/2 servers. Clones share the pool; each worker thread has its own.
+#[derive(Clone)]
+pub struct HttpClient(legacy::Client<Connector, Body>);
+
+/// hyper's default of 400 KiB for each connection would be the largest part of the memory under load.
+const MAX_READ_BUFFER: usize = 64 * 1024;
+/// Fields of a response head; above it the response is refused.
+const MAX_RESPONSE_FIELDS: usize = 256;
+const STREAM_WINDOW: u32 = 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+
+impl HttpClient {
+    /// A client with an empty pool. Its connections run on the tokio runtime that sends the first request.
+    pub fn new(connector: Connector, versions: HttpVersions, pool: PoolConfig) -> Self {
+        let client = legacy::Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            // Without this timer idle connections are only looked at when one is wanted, and stay open until then.
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(pool.idle_timeout)
+            .pool_max_idle_per_host(pool.max_idle)
+            .http1_max_buf_size(MAX_READ_BUFFER)
+            .http1_max_headers(MAX_RESPONSE_FIELDS)
+            .http2_only(versions == HttpVersions::Http2)
+            .http2_initial_stream_window_size(STREAM_WINDOW)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW)
+            // Only what was never written is sent again: hyper-util gives such a request back.
+            .retry_canceled_requests(true)
+            .build(connector);
+        Self(client)
+    }
+
+    /// Sends `request` to the authority of its URI and waits for the response head; the deadline is the caller's.
+    ///
+    /// # Errors
+    /// When there is no response head. The request may have reached the server unless the fault says otherwise.
+    pub async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, SendError> {
+        self.0.request(request).await.map_err(SendError::from)
+    }
+}
+
+/// No response head, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", Chain(.source))]
+pub struct SendError {
+    /// What happened.
+    pub fault: SendFault,
+    /// The application's body was larger than its limit.
+    pub body_too_large: bool,
+    source: legacy::Error,
+}
+
+impl From<legacy::Error> for SendError {
+    fn from(source: legacy::Error) -> Self {
+        let mut fault = SendFault::Reset;
+        let mut body_too_large = false;
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&source);
+        while let Some(error) = cause {
+            if let Some(error) = error.downcast_ref::<ConnectError>() {
+                fault = match error {
+                    ConnectError::Dns(_) => SendFault::Dns,
+                    ConnectError::Tcp(_) => SendFault::Connect,
+                    ConnectError::Timeout => SendFault::ConnectTimeout,
+                    ConnectError::Tls(_) => SendFault::Tls,
+                };
+                break;
+            }
+            if let Some(error) = error.downcast_ref::<BodyError>() {
+                fault = SendFault::Downstream;
+                body_too_large = matches!(error, BodyError::TooLarge(_));
+                break;
+            }
+            if let Some(error) = error.downcast_ref::<hyper::Error>()
+                && error.is_parse()
+            {
+                fault = SendFault::Protocol;
+            }
+            cause = error.source();
+        }
+        Self {
+            fault,
+            body_too_large,
+            source,
+        }
+    }
+}

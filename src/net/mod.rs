@@ -1,0 +1,9 @@
+//! The wire: sockets in and out, TLS, bodies in motion, and the drain that ends them. Knows nothing of OAuth or of who
+//! may send what.
+
+pub mod body;
+pub mod client;
+pub mod connect;
+pub mod drain;
+pub mod listener;
+pub mod tls;

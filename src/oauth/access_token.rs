@@ -1,0 +1,292 @@
+//! One access token: ready to be sent, and until when.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use http::HeaderValue;
+use tokio::time::Instant;
+
+/// One moment on both clocks. The monotonic clock stands still while a machine is suspended, the wall clock jumps when
+/// it is set; a token is over when either says so.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// The monotonic clock.
+    pub monotonic: Instant,
+    /// The wall clock.
+    pub wall: SystemTime,
+}
+
+impl Moment {
+    /// Both clocks now.
+    pub fn now() -> Self {
+        Self {
+            monotonic: Instant::now(),
+            wall: SystemTime::now(),
+        }
+    }
+
+    fn after(self, time: Duration) -> Self {
+        // Lifetimes are capped at configuration, far below what either clock can hold.
+        Self {
+            monotonic: self.monotonic + time,
+            wall: self.wall.checked_add(time).unwrap_or(self.wall),
+        }
+    }
+}
+
+/// How long tokens live and when they are renewed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LifetimePolicy {
+    /// Renewal at this share of the lifetime, 0.0 to 1.0.
+    pub refresh_at: f64,
+    /// Renewal up to this share of the lifetime earlier, drawn evenly.
+    pub refresh_jitter: f64,
+    /// Not used in the last part of its lifetime: this, or 10 % if that is less.
+    pub expiry_margin: Duration,
+    /// The lifetime of a token that comes without `expires_in`.
+    pub default_lifetime: Duration,
+    /// The longest lifetime believed.
+    pub max_lifetime: Duration,
+}
+
+impl LifetimePolicy {
+    /// The share of `lifetime` after which a token is renewed, for `jitter` drawn evenly from 0.0 to 1.0.
+    fn renewal_after(&self, lifetime: Duration, jitter: f64) -> Duration {
+        lifetime.mul_f64((self.refresh_at - jitter * self.refresh_jitter).clamp(0.0, 1.0))
+    }
+
+    fn usable_for(&self, lifetime: Duration) -> Duration {
+        lifetime - self.expiry_margin.min(lifetime / 10)
+    }
+}
+
+/// What the authorization server granted.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    /// `Bearer` and the token, marked sensitive.
+    pub authorization: HeaderValue,
+    /// The first 8 hex digits of the SHA-256 of the token: enough to tell tokens apart, nothing to use.
+    pub fingerprint: String,
+    /// As granted; none if the answer did not say, which means as asked.
+    pub scope: Option<String>,
+    /// Counted from the start of the request. `None` is a token that was over when it came: it is used once.
+    pub lifetime: Option<Duration>,
+}
+
+/// An access token in the cache.
+pub struct AccessToken {
+    authorization: HeaderValue,
+    fingerprint: String,
+    generation: u64,
+    expires_at: Moment,
+    usable_until: Moment,
+    renew_at: Instant,
+    set_aside: AtomicBool,
+    /// For a token that is used once: whether it still may be.
+    unused: Option<AtomicBool>,
+}
+
+impl AccessToken {
+    /// The `generation`th token of its key, asked for at `requested`; `jitter` is drawn evenly from 0.0 to 1.0.
+    pub fn new(
+        grant: Grant,
+        generation: u64,
+        requested: Moment,
+        policy: &LifetimePolicy,
+        jitter: f64,
+    ) -> Self {
+        let lifetime = grant.lifetime.unwrap_or(ONCE_LIFETIME);
+        Self {
+            authorization: grant.authorization,
+            fingerprint: grant.fingerprint,
+            generation,
+            expires_at: requested.after(lifetime),
+            usable_until: requested.after(policy.usable_for(lifetime)),
+            renew_at: requested.monotonic + policy.renewal_after(lifetime, jitter),
+            set_aside: AtomicBool::new(false),
+            unused: grant.lifetime.is_none().then(|| AtomicBool::new(true)),
+        }
+    }
+
+    /// The value of the `Authorization` field. A clone counts a reference up.
+    pub fn authorization(&self) -> HeaderValue {
+        self.authorization.clone()
+    }
+
+    /// Names the token in logs.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Counts the tokens of a key up, so that a late 401 for an older one is seen as such.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// When the authorization server stops accepting it.
+    pub fn expires_at(&self) -> Moment {
+        self.expires_at
+    }
+
+    /// When its renewal is due.
+    pub fn renew_at(&self) -> Instant {
+        self.renew_at
+    }
+
+    /// Whether it is used for one request alone, because it was over when it came.
+    pub fn is_single_use(&self) -> bool {
+        self.unused.is_some()
+    }
+
+    /// Whether it may be sent at `now`.
+    pub fn is_usable(&self, now: Moment) -> bool {
+        !self.usable_for(now).is_zero()
+    }
+
+    /// For how long it may still be sent, by the clock that ends it first.
+    pub fn usable_for(&self, now: Moment) -> Duration {
+        let spent = self
+            .unused
+            .as_ref()
+            .is_some_and(|unused| !unused.load(Ordering::Acquire));
+        if spent || self.set_aside.load(Ordering::Acquire) {
+            return Duration::ZERO;
+        }
+        let by_wall = self
+            .usable_until
+            .wall
+            .duration_since(now.wall)
+            .unwrap_or_default();
+        self.usable_until
+            .monotonic
+            .saturating_duration_since(now.monotonic)
+            .min(by_wall)
+    }
+
+    /// Takes it for one request: whether it is usable, and for a token of single use, whether this is the first take.
+    pub fn take(&self, now: Moment) -> bool {
+        self.is_usable(now)
+            && self
+                .unused
+                .as_ref()
+                .is_none_or(|unused| unused.swap(false, Ordering::AcqRel))
+    }
+
+    /// Not to be used while its renewal is tried; `false` takes that back.
+    pub fn set_aside(&self, aside: bool) {
+        self.set_aside.store(aside, Ordering::Release);
+    }
+
+    /// Whether `other` is the same token, not merely of the same key.
+    pub fn is_same_as(&self, other: &Grant) -> bool {
+        self.authorization == other.authorization
+    }
+}
+
+/// How long a token that was over when it came may wait for the one request that tries it.
+const ONCE_LIFETIME: Duration = Duration::from_secs(5);
+
+impl fmt::Debug for AccessToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AccessToken")
+            .field("fingerprint", &self.fingerprint)
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICY: LifetimePolicy = LifetimePolicy {
+        refresh_at: 0.8,
+        refresh_jitter: 0.1,
+        expiry_margin: Duration::from_secs(30),
+        default_lifetime: Duration::from_secs(300),
+        max_lifetime: Duration::from_secs(86_400),
+    };
+
+    fn token(lifetime: Option<u64>, jitter: f64) -> (AccessToken, Moment) {
+        let requested = Moment::now();
+        let grant = Grant {
+            authorization: HeaderValue::from_static("Bearer t"),
+            fingerprint: "e3b0c442".into(),
+            scope: None,
+            lifetime: lifetime.map(Duration::from_secs),
+        };
+        (
+            AccessToken::new(grant, 1, requested, &POLICY, jitter),
+            requested,
+        )
+    }
+
+    #[test]
+    fn renewal_is_due_between_70_and_80_percent() {
+        for (jitter, seconds) in [(0.0, 2880), (0.5, 2700), (1.0, 2520)] {
+            let (token, requested) = token(Some(3600), jitter);
+            let due = token.renew_at() - requested.monotonic;
+            assert_eq!(due.as_secs_f64().round() as u64, seconds);
+        }
+    }
+
+    /// C-31: a short token is not eaten up by the margin.
+    #[test]
+    fn the_margin_is_at_most_a_tenth_of_the_lifetime() {
+        let at = |start: Moment, seconds| start.after(Duration::from_millis(seconds));
+        let (long, start) = token(Some(3600), 0.0);
+        assert!(long.is_usable(at(start, 3_569_000)));
+        assert!(!long.is_usable(at(start, 3_570_000)));
+        let (short, start) = token(Some(5), 0.0);
+        assert!(short.is_usable(at(start, 4_400)));
+        assert!(!short.is_usable(at(start, 4_500)));
+    }
+
+    /// C-61, C-62: suspend stops the monotonic clock, a set clock moves the wall clock.
+    #[test]
+    fn either_clock_ends_it() {
+        let (token, start) = token(Some(3600), 0.0);
+        let hour = Duration::from_secs(3600);
+        let suspended = Moment {
+            wall: start.wall + 2 * hour,
+            ..start
+        };
+        let set_back = Moment {
+            monotonic: start.monotonic + hour,
+            wall: start.wall - hour,
+        };
+        let set_to_1970 = Moment {
+            wall: SystemTime::UNIX_EPOCH,
+            ..start
+        };
+        assert!(!token.is_usable(suspended));
+        assert!(!token.is_usable(set_back));
+        assert!(token.is_usable(set_to_1970));
+    }
+
+    /// C-29: `expires_in` of 0 or less.
+    #[test]
+    fn a_token_that_was_over_when_it_came_is_taken_once() {
+        let (token, start) = token(None, 0.0);
+        assert!(token.take(start));
+        assert!(!token.take(start));
+        assert!(!token.is_usable(start));
+    }
+
+    #[test]
+    fn a_token_set_aside_can_come_back() {
+        let (token, start) = token(Some(3600), 0.0);
+        token.set_aside(true);
+        assert!(!token.take(start));
+        token.set_aside(false);
+        assert!(token.take(start));
+    }
+
+    #[test]
+    fn debug_shows_only_the_fingerprint() {
+        let (token, _) = token(Some(3600), 0.0);
+        let shown = format!("{token:?}");
+        assert!(shown.contains("e3b0c442") && !shown.contains("Bearer"));
+    }
+}

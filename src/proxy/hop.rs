@@ -1,0 +1,176 @@
+//! What must not cross a hop, in either direction (RFC 9110 §7.6.1), and how a body is framed on the other side.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+
+use super::error::{BadRequest, ProxyError};
+
+/// Connection-specific fields, whether a `Connection` line names them or not. Framing is among them: it is made anew
+/// from the decoded body.
+const CONNECTION_FIELDS: [HeaderName; 10] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("http2-settings"),
+    header::PROXY_AUTHENTICATE,
+    header::CONTENT_LENGTH,
+];
+
+/// Credentials and claims of the application that are not ours to pass on: the upstream must see our credential alone,
+/// and nobody verified the others.
+const REQUEST_FIELDS: [HeaderName; 6] = [
+    header::AUTHORIZATION,
+    header::PROXY_AUTHORIZATION,
+    header::HOST,
+    header::EXPECT,
+    header::FORWARDED,
+    HeaderName::from_static("x-real-ip"),
+];
+
+/// Must not reach the application: what is between us and the upstream, and ways around us (RFC 7838).
+const RESPONSE_FIELDS: [HeaderName; 3] = [
+    header::AUTHORIZATION,
+    header::PROXY_AUTHORIZATION,
+    header::ALT_SVC,
+];
+
+/// More options in `Connection` than any honest peer sends.
+const MAX_CONNECTION_OPTIONS: usize = 64;
+
+/// How the body of a request is framed towards the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// By what the body knows of itself: an exact length, or nothing for an empty body.
+    Natural,
+    /// `Content-Length: 0`, because the application said so (RFC 9110 §8.6).
+    ExplicitlyEmpty,
+    /// Chunked, because the application did: hyper would drop the body of a GET otherwise.
+    Chunked,
+}
+
+impl Framing {
+    /// Reads the application's framing, and refuses codings that would go on without their label.
+    ///
+    /// # Errors
+    /// 501 for a coding besides chunked, 400 for chunked twice or not last (RFC 9112 §6.1).
+    pub fn of_request(headers: &HeaderMap) -> Result<Self, ProxyError> {
+        let codings = headers.get_all(header::TRANSFER_ENCODING);
+        let mut chunked = 0;
+        let mut other = false;
+        for coding in codings
+            .iter()
+            .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        {
+            match coding.trim_ascii() {
+                b"" => {}
+                coding if coding.eq_ignore_ascii_case(b"chunked") => chunked += 1,
+                _ => other = true,
+            }
+        }
+        match (chunked, other) {
+            (0, false) if headers.contains_key(header::TRANSFER_ENCODING) => {
+                Err(ProxyError::BadRequest(BadRequest::TransferEncoding))
+            }
+            (0, false) if headers.get(header::CONTENT_LENGTH).is_some_and(is_zero) => {
+                Ok(Self::ExplicitlyEmpty)
+            }
+            (0, false) => Ok(Self::Natural),
+            (1, false) => Ok(Self::Chunked),
+            (_, true) => Err(ProxyError::UnsupportedTransferCoding),
+            (_, false) => Err(ProxyError::BadRequest(BadRequest::TransferEncoding)),
+        }
+    }
+
+    /// Writes it; to be called after [`strip_request`].
+    pub fn apply(self, headers: &mut HeaderMap) {
+        match self {
+            Self::Natural => {}
+            Self::ExplicitlyEmpty => {
+                headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+            }
+            Self::Chunked => {
+                headers.insert(
+                    header::TRANSFER_ENCODING,
+                    HeaderValue::from_static("chunked"),
+                );
+            }
+        }
+    }
+}
+
+fn is_zero(length: &HeaderValue) -> bool {
+    !length.is_empty() && length.as_bytes().iter().all(|digit| *digit == b'0')
+}
+
+/// Removes from a request what must not reach the upstream: everything that any `Connection` line names, the
+/// connection-specific fields, credentials and claims that are not ours, and names with `_`, which some servers read
+/// as `-`.
+///
+/// # Errors
+/// A `Connection` with more than 64 options.
+pub fn strip_request(headers: &mut HeaderMap) -> Result<(), ProxyError> {
+    strip_named(headers)?;
+    remove_all(headers, &CONNECTION_FIELDS);
+    remove_all(headers, &REQUEST_FIELDS);
+    let unwanted: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| name.as_str().contains('_') || name.as_str().starts_with("x-forwarded-"))
+        .cloned()
+        .collect();
+    remove_all(headers, &unwanted);
+    Ok(())
+}
+
+/// Removes from a response what must not reach the application. A `Content-Length` stays only where it describes a
+/// body that is not sent: as the answer to HEAD, and in a 304 (RFC 9110 §8.6).
+pub fn strip_response(headers: &mut HeaderMap, method: &Method, status: StatusCode) {
+    let describes = method == Method::HEAD || status == StatusCode::NOT_MODIFIED;
+    let length = headers
+        .get(header::CONTENT_LENGTH)
+        .filter(|_| describes)
+        .cloned();
+    // Too many options are no reason to refuse an answer that the upstream has acted for; the known fields go anyway.
+    let _ = strip_named(headers);
+    remove_all(headers, &CONNECTION_FIELDS);
+    remove_all(headers, &RESPONSE_FIELDS);
+    if let Some(length) = length {
+        headers.insert(header::CONTENT_LENGTH, length);
+    }
+}
+
+/// Removes every field that any `Connection` line names, in one pass over all lines.
+fn strip_named(headers: &mut HeaderMap) -> Result<(), ProxyError> {
+    if !headers.contains_key(header::CONNECTION) {
+        return Ok(());
+    }
+    let mut named = Vec::new();
+    for option in headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+    {
+        if named.len() == MAX_CONNECTION_OPTIONS {
+            return Err(ProxyError::BadRequest(BadRequest::Connection));
+        }
+        // What is not a field name cannot name a field.
+        if let Ok(name) = HeaderName::from_bytes(option.trim_ascii()) {
+            named.push(name);
+        }
+    }
+    remove_all(headers, &named);
+    Ok(())
+}
+
+fn remove_all(headers: &mut HeaderMap, names: &[HeaderName]) {
+    for name in names {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+#[path = "hop_tests.rs"]
+mod tests;

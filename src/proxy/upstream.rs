@@ -1,0 +1,385 @@
+//! One upstream: the address that requests go to and no other, and what is said to it and of it.
+
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Method, Request, Response, Uri};
+use hyper::body::Incoming;
+use tokio::time::{Instant, timeout_at};
+
+use super::error::ProxyError;
+use crate::metrics::{Metrics, SendFault, UpstreamMetrics};
+use crate::net::body::{Body, Progress};
+use crate::net::client::{HttpClient, PoolConfig};
+use crate::net::connect::Connector;
+use crate::net::tls::{ClientTls, HttpVersions, TlsError};
+
+/// An upstream as configured.
+#[derive(Clone, Debug)]
+pub struct UpstreamConfig {
+    /// The name in the configuration.
+    pub name: String,
+    /// `http` or `https`, an authority without user information, and a base path; no query, no fragment.
+    pub url: Uri,
+    /// DNS, TCP and TLS together.
+    pub connect_timeout: Duration,
+    /// From the last bytes of the request to the response head.
+    pub response_timeout: Duration,
+    /// Between two pieces of a body, either way.
+    pub idle_timeout: Duration,
+    pub pool: PoolConfig,
+    pub http: HttpVersions,
+    /// Trusted instead of the built-in roots.
+    pub ca_file: Option<PathBuf>,
+    /// Fields that replace whatever the application sent under their names.
+    pub set_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Fields that do not reach the upstream.
+    pub remove_headers: Vec<HeaderName>,
+    /// Whether `Location` and `Content-Location` of the upstream's origin become the sidecar's.
+    pub rewrite_location: bool,
+}
+
+/// Where requests go.
+pub struct Upstream {
+    config: UpstreamConfig,
+    scheme: Scheme,
+    authority: Authority,
+    /// Without a slash at its end, so that it can be put in front of any path.
+    base_path: String,
+    metrics: UpstreamMetrics,
+}
+
+/// Our pseudonym in `Via` (RFC 9110 §7.6.3).
+const PSEUDONYM: &str = "bearerd";
+
+impl Upstream {
+    /// The upstream of `config`. A URL without scheme or authority, which the configuration refuses, leads nowhere.
+    pub fn new(config: UpstreamConfig, metrics: &Metrics) -> Self {
+        let scheme = config.url.scheme().cloned().unwrap_or(Scheme::HTTPS);
+        let authority = config.url.authority().cloned();
+        let authority = authority.unwrap_or_else(|| Authority::from_static("invalid."));
+        Self {
+            base_path: config.url.path().trim_end_matches('/').to_owned(),
+            metrics: metrics.upstream(authority.as_str()),
+            scheme,
+            authority,
+            config,
+        }
+    }
+
+    /// As configured.
+    pub fn config(&self) -> &UpstreamConfig {
+        &self.config
+    }
+
+    /// Host and port, as they stand in the configuration.
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// A client for this upstream; one for each worker.
+    ///
+    /// # Errors
+    /// When the CA file cannot be used.
+    pub fn client(config: &UpstreamConfig, metrics: Arc<Metrics>) -> Result<HttpClient, TlsError> {
+        let tls = ClientTls::load(config.ca_file.as_deref(), config.http)?;
+        let connector = Connector::new(tls, config.http, config.connect_timeout, Some(metrics));
+        Ok(HttpClient::new(connector, config.http, config.pool))
+    }
+
+    /// The URI of a request for `target`: our scheme and authority, the base path, and the target's text as it came.
+    ///
+    /// # Errors
+    /// When base path and target together are no valid path.
+    pub fn uri(&self, target: &Uri) -> Result<Uri, http::Error> {
+        let path = match target.path_and_query() {
+            Some(path) if self.base_path.is_empty() => path.clone(),
+            path => {
+                let path = path.map_or("/", PathAndQuery::as_str);
+                PathAndQuery::from_maybe_shared(format!("{}{path}", self.base_path))?
+            }
+        };
+        Uri::builder()
+            .scheme(self.scheme.clone())
+            .authority(self.authority.clone())
+            .path_and_query(path)
+            .build()
+    }
+
+    /// Applies the configured header rules, and appends `Via`.
+    ///
+    /// # Errors
+    /// When our own `Via` is there already.
+    pub fn prepare(&self, headers: &mut HeaderMap) -> Result<(), ProxyError> {
+        if headers.get_all(header::VIA).iter().any(has_passed_here) {
+            return Err(ProxyError::LoopDetected);
+        }
+        for name in &self.config.remove_headers {
+            headers.remove(name);
+        }
+        for (name, value) in &self.config.set_headers {
+            headers.insert(name, value.clone());
+        }
+        headers.append(header::VIA, HeaderValue::from_static("1.1 bearerd"));
+        Ok(())
+    }
+
+    /// Sends `request` and waits for the response head, for as long as the request body moves and `response_timeout`
+    /// more.
+    ///
+    /// # Errors
+    /// When there is no response head. Nothing is sent a second time.
+    pub async fn send(
+        &self,
+        client: &HttpClient,
+        request: Request<Body>,
+        progress: Option<&Progress>,
+    ) -> Result<Response<Incoming>, ProxyError> {
+        let method = request.method().clone();
+        let started = Instant::now();
+        let result = self.response(client, request, progress, started).await;
+        match &result {
+            Ok(response) => self
+                .metrics
+                .answered(&method, response.status(), started.elapsed()),
+            Err(error) => self
+                .metrics
+                .failed(&method, fault(error), started.elapsed()),
+        }
+        result
+    }
+
+    async fn response(
+        &self,
+        client: &HttpClient,
+        request: Request<Body>,
+        progress: Option<&Progress>,
+        started: Instant,
+    ) -> Result<Response<Incoming>, ProxyError> {
+        let mut sending = pin!(client.send(request));
+        let mut last = started;
+        loop {
+            let deadline = last + self.config.response_timeout;
+            if let Ok(result) = timeout_at(deadline, sending.as_mut()).await {
+                return Ok(result?);
+            }
+            match progress.map(Progress::last) {
+                Some(moved) if moved > last => last = moved,
+                _ => return Err(ProxyError::ResponseTimeout(self.config.response_timeout)),
+            }
+        }
+    }
+
+    /// Makes addresses of the upstream's origin in `Location` and `Content-Location` lead through the sidecar, which
+    /// the application called as `host`. Addresses elsewhere stay as they are; nothing is ever followed.
+    pub fn rewrite_location(&self, headers: &mut HeaderMap, host: Option<&HeaderValue>) {
+        if !self.config.rewrite_location {
+            return;
+        }
+        for name in [header::LOCATION, header::CONTENT_LOCATION] {
+            let rewritten = headers
+                .get(&name)
+                .and_then(|value| self.downstream_location(value, host));
+            if let Some(value) = rewritten {
+                headers.insert(name, value);
+            }
+        }
+    }
+
+    fn downstream_location(
+        &self,
+        value: &HeaderValue,
+        host: Option<&HeaderValue>,
+    ) -> Option<HeaderValue> {
+        let location = value.to_str().ok()?;
+        let (origin, rest) = match location.split_once("://") {
+            Some((scheme, rest)) => {
+                let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+                let (authority, rest) = rest.split_at(end);
+                if !self.is_own_origin(scheme, authority) {
+                    return None;
+                }
+                (format!("http://{}", host?.to_str().ok()?), rest)
+            }
+            // An absolute path; `//` would begin an authority.
+            None if location.starts_with('/') && !location.starts_with("//") => {
+                (String::new(), location)
+            }
+            None => return None,
+        };
+        let path = rest.strip_prefix(self.base_path.as_str())?;
+        let path = match path.chars().next() {
+            Some('/') => path.to_owned(),
+            None | Some('?' | '#') => format!("/{path}"),
+            // The base path ended in the middle of a segment.
+            Some(_) => return None,
+        };
+        HeaderValue::from_str(&format!("{origin}{path}")).ok()
+    }
+
+    fn is_own_origin(&self, scheme: &str, authority: &str) -> bool {
+        let Ok(authority) = Authority::try_from(authority) else {
+            return false;
+        };
+        let default_port = if self.scheme == Scheme::HTTPS {
+            443
+        } else {
+            80
+        };
+        scheme.eq_ignore_ascii_case(self.scheme.as_str())
+            && authority.host().eq_ignore_ascii_case(self.authority.host())
+            && authority.port_u16().unwrap_or(default_port)
+                == self.authority.port_u16().unwrap_or(default_port)
+    }
+}
+
+fn has_passed_here(via: &HeaderValue) -> bool {
+    String::from_utf8_lossy(via.as_bytes())
+        .split(',')
+        .any(|hop| hop.split_whitespace().nth(1) == Some(PSEUDONYM))
+}
+
+fn fault(error: &ProxyError) -> SendFault {
+    match error {
+        ProxyError::Send(error) => error.fault,
+        ProxyError::ResponseTimeout(_) => SendFault::Timeout,
+        _ => SendFault::Protocol,
+    }
+}
+
+/// Whether `method` asks for nothing to change (RFC 9110 §9.2.1).
+pub fn is_safe(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upstream(url: &'static str) -> Upstream {
+        let config = UpstreamConfig {
+            name: "payments".into(),
+            url: Uri::from_static(url),
+            connect_timeout: Duration::from_secs(3),
+            response_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(60),
+            pool: PoolConfig {
+                idle_timeout: Duration::from_secs(30),
+                max_idle: 64,
+            },
+            http: HttpVersions::Auto,
+            ca_file: None,
+            set_headers: vec![(
+                HeaderName::from_static("x-team"),
+                HeaderValue::from_static("shop"),
+            )],
+            remove_headers: vec![header::COOKIE],
+            rewrite_location: true,
+        };
+        Upstream::new(config, &Metrics::new())
+    }
+
+    #[test]
+    fn targets_are_joined_by_text() {
+        let joined = |url, target: &str| {
+            upstream(url)
+                .uri(&target.parse().unwrap())
+                .unwrap()
+                .to_string()
+        };
+        assert_eq!(
+            joined("https://api.example", "/a%2Fb?x=%0d&y=a+b?z"),
+            "https://api.example/a%2Fb?x=%0d&y=a+b?z"
+        );
+        assert_eq!(
+            joined("https://api.example/v1/", "/payments/"),
+            "https://api.example/v1/payments/"
+        );
+        assert_eq!(
+            joined("https://api.example/v1", "//evil.example/x"),
+            "https://api.example/v1//evil.example/x"
+        );
+        assert_eq!(
+            joined("https://api.example:8443", "http://api.example:8443/x"),
+            "https://api.example:8443/x",
+            "the application's scheme does not count"
+        );
+    }
+
+    ///
+    #[test]
+    fn via_is_appended_and_ends_loops() {
+        let upstream = upstream("https://api.example");
+        let mut headers = HeaderMap::new();
+        headers.append(
+            header::VIA,
+            HeaderValue::from_static("1.0 fred, 1.1 not-bearerd (bearerd)"),
+        );
+        headers.append(header::COOKIE, HeaderValue::from_static("a=1"));
+        headers.append("x-team", HeaderValue::from_static("other"));
+        upstream.prepare(&mut headers).unwrap();
+        let via: Vec<_> = headers.get_all(header::VIA).iter().collect();
+        assert_eq!(via, ["1.0 fred, 1.1 not-bearerd (bearerd)", "1.1 bearerd"]);
+        assert!(!headers.contains_key(header::COOKIE));
+        assert_eq!(headers["x-team"], "shop");
+        assert!(matches!(
+            upstream.prepare(&mut headers),
+            Err(ProxyError::LoopDetected)
+        ));
+    }
+
+    /// D-27, D-28
+    #[test]
+    fn locations_of_the_upstream_lead_through_the_sidecar() {
+        let rewritten = |url, location: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::LOCATION, HeaderValue::from_static(location));
+            upstream(url).rewrite_location(
+                &mut headers,
+                Some(&HeaderValue::from_static("127.0.0.1:8080")),
+            );
+            headers[header::LOCATION].to_str().unwrap().to_owned()
+        };
+        let plain = "https://api.example";
+        assert_eq!(
+            rewritten(plain, "https://api.example/p/3?a#b"),
+            "http://127.0.0.1:8080/p/3?a#b"
+        );
+        assert_eq!(
+            rewritten(plain, "https://API.example:443"),
+            "http://127.0.0.1:8080/"
+        );
+        assert_eq!(rewritten(plain, "/p/3"), "/p/3");
+        let based = "https://api.example/v1";
+        assert_eq!(
+            rewritten(based, "https://api.example/v1/p/3"),
+            "http://127.0.0.1:8080/p/3"
+        );
+        assert_eq!(rewritten(based, "/v1/p/3"), "/p/3");
+        assert_eq!(rewritten(based, "/v1"), "/");
+        for elsewhere in [
+            "https://evil.example/",
+            "http://api.example/",
+            "https://api.example:8443/",
+            "https://api.example.evil/",
+            "https://api.example@evil.example/",
+            "//api.example/",
+            "p/3",
+            "mailto:a@b",
+        ] {
+            assert_eq!(rewritten(plain, elsewhere), elsewhere);
+        }
+        assert_eq!(
+            rewritten(based, "https://api.example/v10/p"),
+            "https://api.example/v10/p"
+        );
+        assert_eq!(
+            rewritten(based, "https://api.example/other"),
+            "https://api.example/other"
+        );
+    }
+}
