@@ -22,3 +22,67 @@ pub mod token_cache;
 pub mod token_endpoint;
 
 pub use token_cache::{TokenHandle, Unavailable};
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::metrics::Metrics;
+use crate::net::client::{HttpClient, PoolConfig};
+use crate::net::connect::Connector;
+use crate::net::tls::{ClientTls, HttpVersions, TlsError};
+use refresher::{RefreshPolicy, Refresher};
+use token_cache::{TokenCache, TokenKey};
+use token_endpoint::{TokenEndpoint, TokenEndpointConfig};
+
+/// One credential as configured: a client of one authorization server, and how its tokens are used.
+#[derive(Clone, Debug)]
+pub struct CredentialConfig {
+    /// The name in the configuration.
+    pub name: String,
+    pub endpoint: TokenEndpointConfig,
+    pub policy: RefreshPolicy,
+    /// DNS, TCP and TLS together.
+    pub connect_timeout: Duration,
+    /// Trusted instead of the built-in roots.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl CredentialConfig {
+    /// A client of the token endpoint. It keeps no connections, and speaks HTTP/1.1: one small request an hour gains
+    /// nothing from more.
+    ///
+    /// # Errors
+    /// When the CA file cannot be used.
+    pub fn token_endpoint(&self) -> Result<TokenEndpoint, TlsError> {
+        let tls = ClientTls::load(self.ca_file.as_deref(), HttpVersions::Http1)?;
+        let connector = Connector::new(tls, HttpVersions::Http1, self.connect_timeout, None);
+        let pool = PoolConfig {
+            idle_timeout: Duration::from_secs(1),
+            max_idle: 0,
+        };
+        let client = HttpClient::new(connector, HttpVersions::Http1, pool);
+        Ok(TokenEndpoint::new(self.endpoint.clone(), client))
+    }
+
+    /// Starts the refresher on the present runtime, and returns the handle for requests.
+    ///
+    /// # Errors
+    /// When the CA file cannot be used.
+    pub fn start(&self, cache: TokenCache, metrics: &Metrics) -> Result<TokenHandle, TlsError> {
+        let key = TokenKey {
+            credential: self.name.clone(),
+            scope: self.endpoint.scope.clone(),
+            audience: self.endpoint.audience.clone(),
+            resource: self.endpoint.resource.clone(),
+            extra_params: self.endpoint.extra_params.clone(),
+        };
+        let endpoint = self.token_endpoint()?;
+        Ok(Refresher::spawn(
+            key,
+            endpoint,
+            self.policy,
+            cache,
+            metrics.token(&self.name),
+        ))
+    }
+}

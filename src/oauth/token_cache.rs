@@ -223,9 +223,9 @@ impl TokenHandle {
         self.standing.borrow().clone()
     }
 
-    /// Resolves when there has been an attempt since the last call, or the refresher is gone.
-    pub async fn changed(&mut self) {
-        let _ = self.standing.changed().await;
+    /// Resolves when there has been an attempt since the last call; `false` if there will be none any more.
+    pub async fn changed(&mut self) -> bool {
+        self.standing.changed().await.is_ok()
     }
 
     /// Brings the gauge of availability up to date; the end of a token is no event that would do it.

@@ -81,14 +81,21 @@ impl Upstream {
         &self.authority
     }
 
-    /// A client for this upstream; one for each worker.
+    /// What connects to this upstream. Each worker builds a client of its own on a clone.
     ///
     /// # Errors
     /// When the CA file cannot be used.
-    pub fn client(config: &UpstreamConfig, metrics: Arc<Metrics>) -> Result<HttpClient, TlsError> {
+    pub fn connector(
+        config: &UpstreamConfig,
+        metrics: Option<Arc<Metrics>>,
+    ) -> Result<Connector, TlsError> {
         let tls = ClientTls::load(config.ca_file.as_deref(), config.http)?;
-        let connector = Connector::new(tls, config.http, config.connect_timeout, Some(metrics));
-        Ok(HttpClient::new(connector, config.http, config.pool))
+        Ok(Connector::new(
+            tls,
+            config.http,
+            config.connect_timeout,
+            metrics,
+        ))
     }
 
     /// The URI of a request for `target`: our scheme and authority, the base path, and the target's text as it came.
@@ -249,11 +256,6 @@ fn fault(error: &ProxyError) -> SendFault {
         ProxyError::ResponseTimeout(_) => SendFault::Timeout,
         _ => SendFault::Protocol,
     }
-}
-
-/// Whether `method` asks for nothing to change (RFC 9110 §9.2.1).
-pub fn is_safe(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
 }
 
 #[cfg(test)]

@@ -1,0 +1,170 @@
+//! The configuration: file < environment < flags, checked as a whole, with every mistake told at once.
+//!
+//! The parts own their settings ([`GuardConfig`], [`UpstreamConfig`], [`CredentialConfig`] …); this folder reads the
+//! [`tables`] they are written in and [`resolve`]s them. A secret is never written in the file, only where it is.
+
+pub mod error;
+mod overlay;
+mod resolve;
+mod tables;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::oauth::CredentialConfig;
+use crate::proxy::AccessLog;
+use crate::proxy::guard::GuardConfig;
+use crate::proxy::upstream::UpstreamConfig;
+pub use error::ConfigError;
+pub use overlay::{Flags, Inputs};
+use tables::Tables;
+
+/// Everything that is configured, checked.
+#[derive(Debug)]
+pub struct Config {
+    pub proxy: ProxyConfig,
+    pub admin: AdminConfig,
+    /// Data-plane worker threads; never 0.
+    pub workers: usize,
+    pub log: LogConfig,
+    pub upstream: UpstreamConfig,
+    pub credential: CredentialConfig,
+    /// Where it all came from, for one line of the log.
+    pub sources: Sources,
+    /// What is odd but does not stop us.
+    pub warnings: Vec<String>,
+}
+
+/// The listener for applications.
+#[derive(Clone, Debug)]
+pub struct ProxyConfig {
+    /// At least one.
+    pub listen: Vec<SocketAddr>,
+    pub guard: GuardConfig,
+    /// From accept, or from the last answer, to a complete request head.
+    pub header_timeout: Duration,
+    /// Open connections.
+    pub max_connections: usize,
+    /// Requests in flight.
+    pub max_in_flight: usize,
+    /// Bytes of a request head.
+    pub max_header_bytes: usize,
+    /// Bytes of a request body.
+    pub max_body_bytes: Option<u64>,
+    /// After SIGTERM: serve on for this long.
+    pub drain_delay: Duration,
+    /// From the signal to the end, `drain_delay` included.
+    pub drain_timeout: Duration,
+    pub access_log: AccessLog,
+}
+
+/// The listener for operators.
+#[derive(Clone, Copy, Debug)]
+pub struct AdminConfig {
+    pub listen: SocketAddr,
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
+        }
+    }
+}
+
+/// What is logged, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct LogConfig {
+    pub level: tracing::Level,
+    pub format: LogFormat,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            level: tracing::Level::INFO,
+            format: LogFormat::Auto,
+        }
+    }
+}
+
+/// How a log line is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    #[default]
+    Auto,
+    Text,
+    Json,
+}
+
+/// Where the configuration came from.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    pub file: Option<PathBuf>,
+    /// Variables that were used.
+    pub variables: usize,
+    /// Flags that were used.
+    pub flags: usize,
+}
+
+impl std::fmt::Display for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.file {
+            Some(path) => write!(f, "{}", path.display())?,
+            None => f.write_str("no file")?,
+        }
+        write!(f, " + {} variables + {} flags", self.variables, self.flags)
+    }
+}
+
+impl Config {
+    /// Reads and checks everything `inputs` name. Secret files are read once, to prove that they can be.
+    ///
+    /// # Errors
+    /// Every mistake there is, at once; only what makes the file unreadable as TOML stops at the first.
+    pub fn load(inputs: &Inputs) -> Result<Self, ConfigError> {
+        let (mut tables, file) = read_tables(inputs)?;
+        let mut problems = Vec::new();
+        let sources = inputs.lay_over(&mut tables, &mut problems);
+        let config = resolve::config(tables, sources, inputs.warnings(), &mut problems);
+        match config {
+            Some(config) if problems.is_empty() => Ok(config),
+            _ => Err(ConfigError::new(file, problems)),
+        }
+    }
+
+    /// The admin address alone, for commands that only talk to a running sidecar.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or the address is wrong; other mistakes do not matter here.
+    pub fn load_admin(inputs: &Inputs) -> Result<AdminConfig, ConfigError> {
+        let (mut tables, file) = read_tables(inputs)?;
+        inputs.lay_over(&mut tables, &mut Vec::new());
+        let mut problems = Vec::new();
+        let admin = resolve::admin(tables.admin, &mut problems);
+        if problems.is_empty() {
+            Ok(admin)
+        } else {
+            Err(ConfigError::new(file, problems))
+        }
+    }
+}
+
+type FileText = Option<(PathBuf, String)>;
+
+fn read_tables(inputs: &Inputs) -> Result<(Tables, FileText), ConfigError> {
+    let Some(path) = inputs.file() else {
+        return Ok((Tables::default(), None));
+    };
+    let text =
+        std::fs::read_to_string(&path).map_err(|error| ConfigError::unreadable(&path, &error))?;
+    match toml::from_str(&text) {
+        Ok(tables) => Ok((tables, Some((path, text)))),
+        Err(error) => Err(ConfigError::malformed(path, text, &error)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,46 @@
+//! The only place that makes a tokio runtime. One control thread (refreshers, admin, signals) and N data-plane workers,
+//! each single-threaded: a slow authorization server or a stuck scraper cannot touch a request, and a worker shares
+//! neither pool nor wake-ups with another.
+
+use std::future::Future;
+use std::io;
+use std::thread;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::oneshot;
+
+/// Runs `future` on the present thread, which becomes the control thread, until it is done.
+///
+/// # Errors
+/// When the system gives no resources for a runtime.
+pub fn control<F: Future>(future: F) -> io::Result<F::Output> {
+    let runtime = single_threaded()?;
+    let output = runtime.block_on(future);
+    // Dropping it would wait for name look-ups that may hang.
+    runtime.shutdown_background();
+    Ok(output)
+}
+
+/// Runs the future that `start` makes on a thread of its own. The receiver yields when it is done; it fails if the
+/// thread panicked.
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn worker<S, F>(index: usize, start: S) -> io::Result<oneshot::Receiver<io::Result<()>>>
+where
+    S: FnOnce() -> F + Send + 'static,
+    F: Future<Output = ()>,
+{
+    let (done, receiver) = oneshot::channel();
+    thread::Builder::new()
+        .name(format!("bearerd-{index}"))
+        .spawn(move || {
+            let result = control(async { start().await });
+            let _ = done.send(result);
+        })?;
+    Ok(receiver)
+}
+
+fn single_threaded() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
