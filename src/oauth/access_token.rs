@@ -74,6 +74,14 @@ pub struct Grant {
     pub lifetime: Option<Duration>,
 }
 
+impl Grant {
+    /// The token itself, for a person who asked to see it.
+    pub fn expose(&self) -> &str {
+        let value = self.authorization.to_str().unwrap_or_default();
+        value.strip_prefix("Bearer ").unwrap_or(value)
+    }
+}
+
 /// An access token in the cache.
 pub struct AccessToken {
     authorization: HeaderValue,

@@ -14,6 +14,7 @@ use super::client_auth::{BasicEncoding, ClientAuth, TokenRequest};
 use crate::metrics::{FetchOutcome, SendFault};
 use crate::net::body::Body;
 use crate::net::client::{HttpClient, SendError};
+use crate::net::tls::TlsError;
 use crate::secret::{Secret, SecretError, SecretSource};
 
 /// The largest answer read.
@@ -450,6 +451,8 @@ impl std::fmt::Display for Refusal {
 pub enum TokenError {
     #[error("{0}")]
     Secret(#[from] SecretError),
+    #[error("{0}")]
+    Tls(#[from] TlsError),
     #[error("the authorization server cannot be reached: {0}")]
     Send(#[source] SendError),
     #[error("no answer from the authorization server within {} s", .0.as_secs_f64())]
@@ -483,6 +486,7 @@ impl TokenError {
     pub fn outcome(&self) -> FetchOutcome {
         match self {
             Self::Secret(_) => FetchOutcome::SecretError,
+            Self::Tls(_) => FetchOutcome::TlsError,
             Self::Send(error) => match error.fault {
                 SendFault::ConnectTimeout | SendFault::Timeout => FetchOutcome::Timeout,
                 SendFault::Tls => FetchOutcome::TlsError,
@@ -515,6 +519,7 @@ impl TokenError {
             Self::Refused(refusal) => !matches!(refusal.code, ErrorCode::Other(_)),
             Self::Status { status, .. } => matches!(status.as_u16(), 401 | 403),
             Self::Secret(_)
+            | Self::Tls(_)
             | Self::Send(_)
             | Self::TimedOut(_)
             | Self::BrokenOff
@@ -523,20 +528,6 @@ impl TokenError {
             | Self::Malformed(_)
             | Self::TooLarge
             | Self::Encoded => false,
-        }
-    }
-
-    /// Whether the authorization server says that we are not who we say, or may not do this.
-    pub fn is_credentials_refused(&self) -> bool {
-        match self {
-            Self::Refused(refusal) => {
-                matches!(
-                    refusal.code,
-                    ErrorCode::InvalidClient | ErrorCode::UnauthorizedClient
-                )
-            }
-            Self::Status { status, .. } => matches!(status.as_u16(), 401 | 403),
-            _ => false,
         }
     }
 
