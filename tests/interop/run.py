@@ -1,0 +1,648 @@
+"""Tries bearerd against django-oauth-toolkit. `run.sh` prepares everything and starts this.
+
+Arguments, if any, are parts of the names of the cases to run.
+"""
+
+import base64
+import contextlib
+import json
+import os
+import re
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from urllib.parse import quote_plus
+
+import certs
+from harness import Bearerd, Django, Failure, expect, free_port, receive, send, wait_until
+
+App = namedtuple("App", "client_id secret secret_file")
+
+SHORT = 5  # seconds an access token of the `short` server lives
+OUTAGE = 8  # the same for the server that is stopped and started again
+
+CASES = []
+
+
+def case(name):
+    def register(function):
+        CASES.append((name, function))
+        return function
+
+    return register
+
+
+class World:
+    """The servers, and what the driver knows of them: their database and the token requests they counted."""
+
+    def __init__(self, state, binary):
+        self.state, self.binary = state, binary
+        self.logs = state / "logs"
+        self.logs.mkdir()
+        self.apps, self.runs, self.notes = [], [], []
+        self.wrong_secrets, self.revoked = [], []
+        certs.make(state)
+        os.environ.update(INTEROP_STATE=str(state), DJANGO_SETTINGS_MODULE="payments.settings")
+        import django
+        from django.core.management import call_command
+
+        django.setup()
+        call_command("migrate", verbosity=0)
+        self.auth = Django(state, "auth")
+        self.short = Django(state, "short", lifetime=SHORT)
+        self.api = Django(state, "api")
+        self.tls_api = Django(state, "tls-api", tls=True)
+        self.servers = [self.auth, self.short, self.api, self.tls_api]
+
+    def start(self):
+        for server in self.servers:
+            server.launch()
+        for server in self.servers:
+            server.wait_answering()
+
+    def stop(self):
+        for run in self.runs:
+            run.stop()
+        for server in self.servers:
+            server.stop()
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def app(self, client_id=None, secret=None):
+        """Registers an application for the client credentials grant, its secret hashed as by default."""
+        from oauth2_provider.models import Application
+
+        number = len(self.apps)
+        client_id = client_id or f"shop-{number}"
+        secret = secret or secrets.token_urlsafe(24)
+        Application.objects.create(
+            name=f"shop {number}",
+            client_id=client_id,
+            client_secret=secret,
+            client_type=Application.CLIENT_CONFIDENTIAL,
+            authorization_grant_type=Application.GRANT_CLIENT_CREDENTIALS,
+        )
+        app = App(client_id, secret, self.state / f"secret-{number}")
+        app.secret_file.touch(mode=0o600)
+        app.secret_file.write_text(secret)
+        self.apps.append(app)
+        return app
+
+    def wrong_secret(self, app):
+        """Makes the file hold a secret the server does not know."""
+        wrong = "wrong-" + secrets.token_urlsafe(24)
+        app.secret_file.write_text(wrong)
+        self.wrong_secrets.append((app, wrong))
+
+    def bearerd(self, app, scope="read write", token_url=None, upstream=None, **more):
+        """A bearerd for the application, not yet started; `more` are further variables or replacements."""
+        return self.bearerd_with(
+            BEARERD_UPSTREAM_URL=upstream or self.api.url,
+            BEARERD_TOKEN_URL=token_url or self.auth.token_url,
+            BEARERD_CLIENT_ID=app.client_id,
+            BEARERD_CLIENT_SECRET_FILE=str(app.secret_file),
+            BEARERD_SCOPE=scope,
+            **more,
+        )
+
+    def bearerd_with(self, **settings):
+        number = len(self.runs)
+        # Both formats take their turn: they write fields through different code.
+        settings.setdefault("BEARERD_LOG_FORMAT", ("json", "text")[number % 2])
+        run = Bearerd(self.binary, self.logs / f"{number:02}.log", settings)
+        self.runs.append(run)
+        return run
+
+    def token_requests(self, app):
+        """What the token endpoint recorded of this application's requests, oldest first."""
+        file = self.state / "token-requests.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [entry for line in lines if (entry := json.loads(line))["client_id"] == app.client_id]
+
+    def tokens(self, app=None):
+        """The access tokens in the server's database, oldest first."""
+        from oauth2_provider.models import AccessToken
+
+        tokens = AccessToken.objects.order_by("id")
+        return list(tokens.filter(application__client_id=app.client_id) if app else tokens)
+
+    def revoke(self, app):
+        for token in self.tokens(app):
+            self.revoked.append(token.token)
+            token.delete()
+
+    @contextlib.contextmanager
+    def holding(self, kind):
+        """Holds back requests to the token endpoint (`token`) or the API (`api`); yields a test for it."""
+        hold, held = self.state / f"hold-{kind}", self.state / f"held-{kind}"
+        held.unlink(missing_ok=True)
+        hold.touch()
+        try:
+            yield held.exists
+        finally:
+            hold.unlink(missing_ok=True)
+
+
+# --- what several cases expect ------------------------------------------------------------------------------
+
+
+def expect_status(answer, status, what="the request"):
+    expect(answer.status == status, f"{what}: {status} expected, got {answer}")
+
+
+def expect_token_requests(w, app, count):
+    seen = len(w.token_requests(app))
+    expect(seen == count, f"the server saw {seen} token requests, {count} expected")
+
+
+def expect_unavailable(answer):
+    """bearerd's own answer without a token; a 401 would tell the application that it did something wrong."""
+    expect(answer.status == 503 and answer.code == "token_unavailable", f"503 expected, got {answer}")
+    retry_after = answer.headers.get("Retry-After", "")
+    expect(re.fullmatch("[1-9][0-9]*", retry_after), f"Retry-After is {retry_after!r}")
+    expect("WWW-Authenticate" not in answer.headers, "503 with a WWW-Authenticate")
+
+
+def expect_our_token(w, app, answer):
+    """Exactly one Authorization arrived, and it carries a token issued to this application."""
+    lines = answer.headers.get("X-Seen-Authorization-Lines")
+    expect(lines == "1", f"{lines} Authorization lines arrived")
+    scheme = answer.headers.get("X-Seen-Scheme")
+    expect(scheme == "Bearer", f"the scheme that arrived is {scheme!r}")
+    issued = {sha256(token.token.encode()).hexdigest() for token in w.tokens(app)}
+    expect(answer.token_hash in issued, "the token that arrived was not issued to this application")
+
+
+def authenticates(w, app, how):
+    with w.bearerd(app, BEARERD_CLIENT_AUTH=f"client_secret_{how}") as b:
+        b.wait_ready()
+        answer = b.get()
+        expect_status(answer, 200)
+        expect_our_token(w, app, answer)
+    requests = w.token_requests(app)
+    expect(
+        [(r["how"], r["status"]) for r in requests] == [(how, 200)],
+        f"one token request by {how} expected, the server saw {requests}",
+    )
+
+
+# --- client authentication ----------------------------------------------------------------------------------
+
+
+@case("client_secret_basic")
+def client_secret_basic(w):
+    authenticates(w, w.app(), "basic")
+
+
+@case("client_secret_post")
+def client_secret_post(w):
+    authenticates(w, w.app(), "post")
+
+
+@case("id and secret with reserved characters, client_secret_basic")
+def reserved_characters_basic(w):
+    authenticates(w, w.app("1PpG/Q 1+:%=B", f"z/t+H:X%= {secrets.token_urlsafe(9)}%20+"), "basic")
+
+
+@case("id and secret with reserved characters, client_secret_post")
+def reserved_characters_post(w):
+    authenticates(w, w.app("1PpG/Q 1+:%=P", f"z/t+H:X%= {secrets.token_urlsafe(9)}%20+"), "post")
+
+
+# --- scopes -------------------------------------------------------------------------------------------------
+
+
+@case("scope read: GET is 200, POST is the API's own 403 and renews nothing")
+def scope_read(w):
+    app = w.app()
+    with w.bearerd(app, scope="read") as b:
+        b.wait_ready()
+        expect_status(b.get(), 200, "GET")
+        expect_status(b.get("/payments/p-7"), 200, "GET of one payment")
+        for _ in range(3):
+            refused = b.post(b"{}")
+            expect_status(refused, 403, "POST")
+            expect(b"permission" in refused.body, f"the 403 is not the API's: {refused}")
+        expect_status(b.get(), 200, "GET after the 403")
+    expect_token_requests(w, app, 1)
+    asked = w.token_requests(app)[0]["scope"]
+    expect(asked == "read", f"scope asked for: {asked!r}")
+    granted = [token.scope for token in w.tokens(app)]
+    expect(granted == ["read"], f"scopes of the tokens issued: {granted}")
+
+
+@case("scopes read and write: POST is 201, bodies are untouched both ways")
+def scope_read_write(w):
+    app = w.app()
+    small = b'{ "amount" : 1.10,\t"to":"Zo\xc3\xab \\u20ac",\r\n "n":1e2 }'
+    large = json.dumps({"lines": [secrets.token_hex(32) for _ in range(4000)]}).encode()
+    with w.bearerd(app) as b:
+        b.wait_ready()
+        for body in (small, large):
+            answer = b.post(body)
+            expect_status(answer, 201, "POST")
+            expect(answer.body == body, f"a body of {len(body)} bytes came back changed")
+            kind = answer.headers.get("Content-Type")
+            expect(kind == "application/json", f"its content type came back as {kind!r}")
+        expect_status(b.get("/admin/report"), 403, "the report without scope admin")
+    expect_token_requests(w, app, 1)
+    granted = [set(token.scope.split()) for token in w.tokens(app)]
+    expect(granted == [{"read", "write"}], f"scopes of the tokens issued: {granted}")
+
+
+@case("scope admin: the report is 200")
+def scope_admin(w):
+    app = w.app()
+    with w.bearerd(app, scope="read write admin") as b:
+        b.wait_ready()
+        answer = b.get("/admin/report")
+        expect_status(answer, 200, "the report")
+        expect(json.loads(answer.body)["payments"] == 2, f"unexpected report {answer}")
+
+
+@case("unknown scope: not ready, 503 token_unavailable")
+def scope_unknown(w):
+    app = w.app()
+    with w.bearerd(app, scope="read refund") as b:
+        b.wait_pending("invalid_scope")
+        expect_unavailable(b.get())
+        code, output = b.command("token")
+        expect(code != 0, "`bearerd token` exits with 0")
+        expect("invalid_scope" in output, f"`bearerd token` does not name invalid_scope: {output[:200]!r}")
+        w.note(f"`bearerd token` exits with {code}")
+
+
+# --- credentials that are refused ---------------------------------------------------------------------------
+
+
+@case("wrong secret: 503 and never 401, invalid_client named, the server left in peace")
+def wrong_secret(w):
+    app = w.app()
+    w.wrong_secret(app)
+    with w.bearerd(app) as b:
+        page = b.wait_pending("invalid_client")
+        w.note(next(line.strip() for line in page.splitlines() if "invalid_client" in line))
+        # An application that keeps asking must not become a storm on the authorization server.
+        until = time.monotonic() + 3
+        with ThreadPoolExecutor(10) as pool:
+            while time.monotonic() < until:
+                for answer in pool.map(lambda _: b.get(), range(10)):
+                    expect_unavailable(answer)
+        seen = len(w.token_requests(app))
+        expect(seen <= 2, f"the server saw {seen} token requests in a few seconds")
+        expect(b.metric("bearerd_token_requests_total", outcome="invalid_client") == seen, "metric differs")
+        expect(b.metric("bearerd_token_available") == 0, "bearerd_token_available is not 0")
+        for command in (["token"], ["check", "--online"]):
+            code, output = b.command(*command)
+            expect(code == 77, f"`bearerd {' '.join(command)}` exits with {code}, not 77: {output[:200]!r}")
+
+
+@case("wrong secret corrected in its file")
+def corrected_secret(w):
+    app = w.app()
+    w.wrong_secret(app)
+    with w.bearerd(app) as b:
+        b.wait_pending("invalid_client")
+        app.secret_file.write_text(app.secret)
+        try:
+            b.wait_ready(8)
+            expect_status(b.get(), 200)
+            w.note("picked up while running")
+            return
+        except Failure:
+            # A refused secret is tried again only after half a minute at the earliest.
+            w.note("picked up by a restart; within 8 s it was not picked up while running")
+    with w.bearerd(app) as b:
+        b.wait_ready()
+        expect_status(b.get(), 200)
+
+
+@case("revoked token: replaced by exactly one token request")
+def revoked_token(w):
+    app = w.app()
+    with w.bearerd(app) as b:
+        b.wait_ready()
+        before = b.get()
+        expect_status(before, 200, "the request before")
+        # A token refused within its first 10 s counts as a server that refuses every token, and is not replaced.
+        issued = w.tokens(app)[0].created.timestamp()
+        wait_until("a token older than 10 s", lambda: time.time() > issued + 11, 15)
+        w.revoke(app)
+        first = b.get()
+        if first.status == 401:
+            challenge = first.headers.get("WWW-Authenticate", "")
+            expect('error="invalid_token"' in challenge, f"the 401 lost its challenge: {challenge!r}")
+        else:
+            expect_status(first, 200, "the first request")
+        w.note(f"the request that met the revoked token got {first.status}")
+        for _ in range(10):
+            after = b.get()
+            expect_status(after, 200, "a request after")
+        expect_our_token(w, app, after)
+        expect(after.token_hash != before.token_hash, "still the same token")
+        expect_token_requests(w, app, 2)
+
+
+# --- time ---------------------------------------------------------------------------------------------------
+
+
+@case("short-lived tokens: renewed under traffic, no request fails or waits")
+def short_lived(w):
+    app = w.app()
+    slowest, failures, hashes, count = 0.0, [], set(), 0
+    lock = threading.Lock()
+
+    def keep_asking(b, until):
+        nonlocal slowest, count
+        connection = HTTPConnection("127.0.0.1", b.port, timeout=20)
+        while time.monotonic() < until:
+            begun = time.monotonic()
+            try:
+                send(connection, "GET", "/payments/")
+                answer = receive(connection)
+                failure = None if answer.status == 200 else str(answer)
+            except (OSError, HTTPException) as error:
+                answer, failure = None, repr(error)
+                connection.close()
+            with lock:
+                slowest, count = max(slowest, time.monotonic() - begun), count + 1
+                if failure:
+                    failures.append(failure)
+                else:
+                    hashes.add(answer.token_hash)
+            time.sleep(0.03)  # The pace of this client; nothing waits for it.
+        connection.close()
+
+    with w.bearerd(app, token_url=w.short.token_url) as b:
+        b.wait_listening()
+        expect_status(b.get(), 200, "the very first request")
+        until = time.monotonic() + 15
+        threads = [threading.Thread(target=keep_asking, args=(b, until)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        results = ("fresh", "refreshing", "waited", "missing")
+        lookups = {result: b.metric("bearerd_token_lookups_total", result=result) for result in results}
+        # A renewal may be under way right now: the server has recorded it, bearerd has not got it yet.
+        wait_until(
+            "bearerd counts as many scheduled renewals as the server",
+            lambda: b.metric("bearerd_token_requests_total", trigger="scheduled", outcome="success")
+            == len(w.token_requests(app)) - 1,
+            3,
+        )
+        renewals = len(w.token_requests(app)) - 1
+    w.note(f"{count} requests, {renewals} renewals, slowest request {slowest * 1000:.0f} ms, lookups {lookups}")
+    expect(not failures, f"{len(failures)} of {count} requests failed, the first: {failures[:1]}")
+    expect(renewals >= 2 and len(hashes) > 2, f"{renewals} renewals, {len(hashes)} tokens reached the API")
+    expect(renewals <= 5, f"{renewals} renewals in 15 s are too many")
+    expect(lookups["waited"] <= 1 and lookups["missing"] == 0, f"lookups: {lookups}")
+    expect(lookups["fresh"] + lookups["refreshing"] >= count, f"lookups: {lookups}, requests: {count}")
+
+
+@case("authorization server stopped and started: served while the token lives, then 503, then clean")
+def outage(w):
+    app = w.app()
+    auth = Django(w.state, "outage", lifetime=OUTAGE)
+    w.servers.append(auth)
+    auth.start()
+    with w.bearerd(app, token_url=auth.token_url) as b:
+        b.wait_ready()
+        auth.stop()
+        issued = w.tokens(app)[-1].created.timestamp()
+        last_good = 0.0
+        give_up = time.monotonic() + OUTAGE + 10
+        while (answer := b.get()).status == 200:
+            last_good = time.time()
+            expect(time.monotonic() < give_up, "requests are served long after the token expired")
+            time.sleep(0.1)
+        expect_unavailable(answer)
+        lived = last_good - issued
+        # Renewals failed from 80 % of the lifetime on at the latest; up to 90 % the token serves all the same. The
+        # tolerance is for the time the server takes to check a secret, which counts as age of the token.
+        expect(lived > 0.75 * OUTAGE, f"the token was used for {lived:.1f} s of its {OUTAGE} s only")
+        for _ in range(2):
+            expect_unavailable(b.get())
+        b.wait_pending("token")
+        auth.start()
+        back = time.monotonic()
+        while (answer := b.get()).status != 200:
+            expect_unavailable(answer)
+            expect(time.monotonic() < back + 10, "not recovered within 10 s")
+            time.sleep(0.1)
+        w.note(f"token used for {lived:.1f} s of {OUTAGE} s, recovered {time.monotonic() - back:.1f} s after the start")
+        for _ in range(20):
+            expect_status(b.get(), 200, "a request after the outage")
+        b.wait_ready()
+
+
+@case("50 requests at a cold start: exactly one token request")
+def cold_start(w):
+    app = w.app()
+    sent = threading.Barrier(51)
+
+    def ask(b):
+        connection = HTTPConnection("127.0.0.1", b.port, timeout=20)
+        try:
+            send(connection, "GET", "/payments/")
+            sent.wait(10)
+            return receive(connection)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(50) as pool:
+        with w.holding("token") as held, w.bearerd(app) as b:
+            b.wait_listening()
+            answers = [pool.submit(ask, b) for _ in range(50)]
+            sent.wait(10)
+            wait_until("a token request has arrived", held, 10)
+            # Only now, with every request under way, may the token be issued.
+            (w.state / "hold-token").unlink()
+            for answer in answers:
+                expect_status(answer.result(), 200, "one of the 50")
+            waited = b.metric("bearerd_token_lookups_total", result="waited")
+    w.note(f"{waited:.0f} of 50 waited for it")
+    expect_token_requests(w, app, 1)
+
+
+# --- what reaches the upstream ------------------------------------------------------------------------------
+
+
+@case("the application's own Authorization is replaced")
+def own_authorization(w):
+    app = w.app()
+    with w.bearerd(app) as b:
+        b.wait_ready()
+        theirs = [("Authorization", "Bearer theirs"), ("authorization", "Basic dGhlaXJzOnRvbw==")]
+        for headers in (theirs[:1], theirs[1:], theirs):
+            answer = b.get(headers=headers)
+            expect_status(answer, 200)
+            expect_our_token(w, app, answer)
+
+
+@case("upstream over TLS with its own CA, configured by a file")
+def upstream_tls(w):
+    app = w.app()
+    file = w.state / "payments.toml"
+    file.write_text(
+        f"""
+[upstream.payments]
+url = "{w.tls_api.url}"
+ca_file = "{w.state / 'ca.pem'}"
+
+[credential.payments]
+token_url = "{w.auth.token_url}"
+client_id = "{app.client_id}"
+client_secret_file = "{app.secret_file}"
+client_auth = "client_secret_post"
+scope = "read write"
+"""
+    )
+    with w.bearerd_with(BEARERD_CONFIG=str(file)) as b:
+        b.wait_ready()
+        answer = b.get()
+        expect_status(answer, 200, "GET")
+        expect_our_token(w, app, answer)
+        body = b'{"amount": "1.00"}'
+        answer = b.post(body)
+        expect_status(answer, 201, "POST")
+        expect(answer.body == body, "the body came back changed")
+        code, output = b.command("check", "--online")
+        expect(code == 0, f"`bearerd check --online` exits with {code}: {output[:200]!r}")
+    how = [r["how"] for r in w.token_requests(app)]
+    expect(set(how) == {"post"}, f"token requests by {how}")
+
+
+@case("upstream over TLS without its CA: 502 upstream_tls_error")
+def upstream_tls_unknown_ca(w):
+    with w.bearerd(w.app(), upstream=w.tls_api.url) as b:
+        b.wait_ready()
+        answer = b.get()
+        expect(answer.status == 502 and answer.code == "upstream_tls_error", f"got {answer}")
+
+
+# --- commands and the end -----------------------------------------------------------------------------------
+
+
+@case("bearerd token and bearerd check: output and exit codes")
+def commands(w):
+    app = w.app()
+    good = w.bearerd(app, scope="read")
+    for command in (["check"], ["check", "--online"], ["token"], ["token", "--format", "json"]):
+        code, output = good.command(*command)
+        expect(code == 0, f"`bearerd {' '.join(command)}` exits with {code}: {output[:200]!r}")
+        shown = [token for token in w.tokens(app) if token.token in output]
+        expect(not shown, f"`bearerd {' '.join(command)}` shows the token")
+    for form in ("text", "json", "header"):
+        code, output = good.command("token", "--show", "--format", form)
+        newest = w.tokens(app)[-1].token
+        expect(code == 0 and newest in output, f"`bearerd token --show --format {form}`: exit {code}, no token")
+        if form == "header":
+            line = f"Authorization: Bearer {newest}"
+            expect(line.lower() in output.lower(), "the header is not a header")
+
+    closed = w.bearerd(app, token_url=f"http://127.0.0.1:{free_port()}/o/token/")
+    plain = w.bearerd(app, token_url="http://192.0.2.1/o/token/")
+    for run, command, expected in (
+        (closed, ["token"], 69),
+        (closed, ["check", "--online"], 69),
+        (plain, ["check"], 78),
+        (plain, ["token"], 78),
+    ):
+        code, output = run.command(*command)
+        expect(code == expected, f"`bearerd {' '.join(command)}` exits with {code}, not {expected}: {output[:200]!r}")
+
+
+@case("SIGTERM: the request under way is finished, exit code 0")
+def drain(w):
+    with ThreadPoolExecutor(1) as pool, w.bearerd(w.app()) as b:
+        b.wait_ready()
+        with w.holding("api") as held:
+            answer = pool.submit(b.get)
+            wait_until("the request is at the API", held, 10)
+            b.process.terminate()
+            wait_until("not ready", lambda: (a := b.admin("/readyz")) is None or a.status == 503, 5)
+            # Held back a little longer: one that does not wait for its requests has the time to end.
+            until = time.monotonic() + 1
+            while time.monotonic() < until:
+                expect(b.process.poll() is None, "it ended with a request under way")
+                time.sleep(0.05)
+        expect_status(answer.result(), 200, "the request under way")
+        code = b.wait_exit()
+        expect(code == 0, f"exit code {code}")
+
+
+@case("SIGTERM: every bearerd above ended with exit code 0")
+def exit_codes(w):
+    bad = {run.log.stem: run.exit_code for run in w.runs if run.process and run.exit_code != 0}
+    expect(not bad, f"exit codes: {bad}")
+
+
+@case("no secret and no token in any log, page or output")
+def nothing_leaked(w):
+    needles = {token.token: "a token" for token in w.tokens()} | {token: "a revoked token" for token in w.revoked}
+    expect(needles, "no tokens were issued, so nothing was checked")
+    for app, secret in [(app, app.secret) for app in w.apps] + w.wrong_secrets:
+        needles[secret] = "a secret"
+        needles[quote_plus(secret)] = "an encoded secret"
+        for pair in (f"{app.client_id}:{secret}", f"{quote_plus(app.client_id)}:{quote_plus(secret)}"):
+            needles[base64.b64encode(pair.encode()).decode()] = "Basic credentials"
+    files = sorted(w.logs.iterdir())
+    for file in files:
+        text = file.read_text(errors="replace")
+        expect(file.suffix != ".log" or text, f"{file.name} is empty, so nothing was checked")
+        for needle, what in needles.items():
+            expect(needle not in text, f"{what} in {file.name}")
+    size = sum(file.stat().st_size for file in files)
+    w.note(f"{len(files)} files, {size // 1024} KiB searched for {len(needles)} strings")
+
+
+# --- the run ------------------------------------------------------------------------------------------------
+
+
+def run_case(w, name, function):
+    earlier = len(w.runs)
+    w.notes.clear()
+    try:
+        function(w)
+        why = None
+    except Failure as failure:
+        why = str(failure)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+    print(f"FAIL {name}: {why}" if why else f"ok   {name}")
+    for note in w.notes:
+        print(f"     - {note}")
+    if why:
+        for log in (run.log for run in w.runs[earlier:] if run.log.exists()):
+            for line in log.read_text(errors="replace").splitlines()[-12:]:
+                print(f"     | {line[:300]}")
+    sys.stdout.flush()
+    return not why
+
+
+def main():
+    # Ended from outside, it still takes its processes along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    w = World(Path(os.environ["INTEROP_STATE"]), os.environ["BEARERD_BIN"])
+    chosen = [c for c in CASES if not sys.argv[1:] or any(part in c[0] for part in sys.argv[1:])]
+    try:
+        w.start()
+        results = [run_case(w, name, function) for name, function in chosen]
+    finally:
+        w.stop()
+    failed = results.count(False)
+    print(f"{len(results) - failed} passed, {failed} failed")
+    return 1 if failed or not results else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
