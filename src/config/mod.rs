@@ -3,10 +3,13 @@
 //! The parts own their settings ([`GuardConfig`], [`UpstreamConfig`], [`CredentialConfig`] …); this folder reads the
 //! [`tables`] they are written in and [`resolve`]s them. A secret is never written in the file, only where it is.
 
+mod credential;
 pub mod error;
 mod overlay;
 mod resolve;
+mod setting;
 mod tables;
+mod upstream;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

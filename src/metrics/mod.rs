@@ -6,14 +6,15 @@
 
 mod bounded;
 mod labels;
+mod token;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    IntGauge, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder,
 };
 use tokio::time::Instant;
 
@@ -21,6 +22,8 @@ use bounded::RequestDurations;
 pub use labels::{
     Code, ConnectOutcome, FetchOutcome, LookupResult, SendFault, Trigger, UnauthorizedAction,
 };
+use token::TokenFamilies;
+pub use token::TokenMetrics;
 
 /// OpenTelemetry's advised boundaries for HTTP, and two more because payment calls can be slow.
 const DURATION_BUCKETS: &[f64] = &[
@@ -53,57 +56,6 @@ impl Metrics {
     pub fn new() -> Arc<Self> {
         let registry = Registry::new();
         let r = &registry;
-        let rejected = counters::<Code, _>(
-            r,
-            "bearerd_rejected_requests_total",
-            "Requests answered by the sidecar itself, with an error of its own.",
-            "reason",
-        );
-        let upstream_unauthorized = counters::<UnauthorizedAction, _>(
-            r,
-            "bearerd_upstream_401_total",
-            "401 answers of the upstream, by what was done about the token.",
-            "action",
-        );
-        let connect = register(
-            r,
-            HistogramVec::new(
-                HistogramOpts::new(
-                    "bearerd_upstream_connect_duration_seconds",
-                    "Duration of DNS, TCP and TLS set-up of upstream connections.",
-                )
-                .buckets(DURATION_BUCKETS.to_vec()),
-                &["outcome"],
-            ),
-        );
-        let client_duration = register(
-            r,
-            HistogramVec::new(
-                HistogramOpts::new(
-                    "http_client_request_duration_seconds",
-                    "Duration of HTTP requests sent upstream, until the response head, per attempt.",
-                )
-                .buckets(DURATION_BUCKETS.to_vec()),
-                &[
-                    "http_request_method",
-                    "http_response_status_code",
-                    "server_address",
-                    "error_type",
-                ],
-            ),
-        );
-        let server_duration = register(
-            r,
-            HistogramVec::new(
-                HistogramOpts::new(
-                    "http_server_request_duration_seconds",
-                    "Duration of HTTP requests received from the local application, until the response body was \
-                     fully relayed.",
-                )
-                .buckets(DURATION_BUCKETS.to_vec()),
-                &["http_request_method", "http_response_status_code"],
-            ),
-        );
         build_info(r);
         #[cfg(target_os = "linux")]
         register_collector(
@@ -111,37 +63,58 @@ impl Metrics {
             prometheus::process_collector::ProcessCollector::for_self(),
         );
         Arc::new(Self {
-            server_duration: RequestDurations::server(server_duration),
+            server_duration: RequestDurations::server(histograms(
+                r,
+                "http_server_request_duration_seconds",
+                "Duration of HTTP requests received from the local application, until the response body was fully \
+                 relayed.",
+                &["http_request_method", "http_response_status_code"],
+            )),
             server_active: gauge(
                 r,
                 "http_server_active_requests",
                 "HTTP requests from the local application currently in flight.",
             ),
-            overhead: register(
+            overhead: overhead(r),
+            rejected: counters::<Code, _>(
                 r,
-                Histogram::with_opts(
-                    HistogramOpts::new(
-                        "bearerd_request_overhead_seconds",
-                        "Time a request spent inside the sidecar until the response head, upstream time excluded.",
-                    )
-                    .buckets(OVERHEAD_BUCKETS.to_vec()),
-                ),
+                "bearerd_rejected_requests_total",
+                "Requests answered by the sidecar itself, with an error of its own.",
+                "reason",
             ),
-            rejected,
             parse_errors: counter(
                 r,
                 "bearerd_downstream_parse_errors_total",
                 "Connections ended because what the application sent could not be parsed as HTTP.",
             ),
-            connections_open: gauge(r, "bearerd_connections_open", "Open connections from applications."),
-            upstream_unauthorized,
-            client_duration,
+            connections_open: gauge(
+                r,
+                "bearerd_connections_open",
+                "Open connections from applications.",
+            ),
+            upstream_unauthorized: counters::<UnauthorizedAction, _>(
+                r,
+                "bearerd_upstream_401_total",
+                "401 answers of the upstream, by what was done about the token.",
+                "action",
+            ),
+            client_duration: histograms(
+                r,
+                "http_client_request_duration_seconds",
+                "Duration of HTTP requests sent upstream, until the response head, per attempt.",
+                &[
+                    "http_request_method",
+                    "http_response_status_code",
+                    "server_address",
+                    "error_type",
+                ],
+            ),
             upstream_connections: gauge(
                 r,
                 "bearerd_upstream_connections_open",
                 "Open connections to upstreams.",
             ),
-            upstream_connect: ConnectOutcome::ALL.map(|o| connect.with_label_values(&[o.as_str()])),
+            upstream_connect: connect_durations(r),
             token_families: TokenFamilies::new(r),
             ready: gauge(r, "bearerd_ready", "Whether the readiness check passes."),
             log_lines_dropped: counter(
@@ -295,154 +268,6 @@ impl Drop for GaugeGuard {
     }
 }
 
-/// Handles for one token.
-pub struct TokenMetrics {
-    requests: [[IntCounter; FetchOutcome::ALL.len()]; Trigger::ALL.len()],
-    duration: Histogram,
-    lookups: [IntCounter; LookupResult::ALL.len()],
-    available: IntGauge,
-    expiry: Gauge,
-    next_refresh: Gauge,
-    last_success: Gauge,
-    consecutive_failures: IntGauge,
-    same: IntCounter,
-}
-
-impl TokenMetrics {
-    /// A token request ended.
-    pub fn requested(&self, trigger: Trigger, outcome: FetchOutcome, time: Duration) {
-        self.requests[trigger as usize][outcome as usize].inc();
-        self.duration.observe(time.as_secs_f64());
-    }
-
-    /// A request of the application looked for a token.
-    pub fn looked_up(&self, result: LookupResult) {
-        self.lookups[result as usize].inc();
-    }
-
-    /// A token was received at `now`, expiring at `expiry`; both in Unix seconds.
-    pub fn received(&self, now: f64, expiry: f64) {
-        self.last_success.set(now);
-        self.expiry.set(expiry);
-    }
-
-    /// The authorization server answered with the token that was held already.
-    pub fn received_same(&self) {
-        self.same.inc();
-    }
-
-    /// Unix seconds of the next token request; 0 when none is scheduled.
-    pub fn set_next_refresh(&self, at: f64) {
-        self.next_refresh.set(at);
-    }
-
-    /// How many token requests failed since the last success.
-    pub fn set_consecutive_failures(&self, failures: u32) {
-        self.consecutive_failures.set(failures.into());
-    }
-
-    /// Whether a usable token is held.
-    pub fn set_available(&self, available: bool) {
-        self.available.set(available.into());
-    }
-}
-
-struct TokenFamilies {
-    requests: IntCounterVec,
-    duration: HistogramVec,
-    lookups: IntCounterVec,
-    available: prometheus::IntGaugeVec,
-    expiry: GaugeVec,
-    next_refresh: GaugeVec,
-    last_success: GaugeVec,
-    consecutive_failures: prometheus::IntGaugeVec,
-    same: IntCounterVec,
-}
-
-impl TokenFamilies {
-    fn new(r: &Registry) -> Self {
-        let int_gauges = |name: &str, help: &str| {
-            register(
-                r,
-                prometheus::IntGaugeVec::new(Opts::new(name, help), &["token"]),
-            )
-        };
-        let gauges =
-            |name: &str, help: &str| register(r, GaugeVec::new(Opts::new(name, help), &["token"]));
-        let counters = |name: &str, help: &str, labels: &[&str]| {
-            register(r, IntCounterVec::new(Opts::new(name, help), labels))
-        };
-        Self {
-            requests: counters(
-                "bearerd_token_requests_total",
-                "Token endpoint requests.",
-                &["token", "trigger", "outcome"],
-            ),
-            duration: register(
-                r,
-                HistogramVec::new(
-                    HistogramOpts::new(
-                        "bearerd_token_request_duration_seconds",
-                        "Duration of token endpoint requests.",
-                    )
-                    .buckets(DURATION_BUCKETS.to_vec()),
-                    &["token"],
-                ),
-            ),
-            lookups: counters(
-                "bearerd_token_lookups_total",
-                "Token lookups made by proxied requests.",
-                &["token", "result"],
-            ),
-            available: int_gauges(
-                "bearerd_token_available",
-                "Whether an unexpired token is cached (1) or not (0).",
-            ),
-            expiry: gauges(
-                "bearerd_token_expiry_timestamp_seconds",
-                "Unix time at which the cached token expires.",
-            ),
-            next_refresh: gauges(
-                "bearerd_token_next_refresh_timestamp_seconds",
-                "Unix time of the next scheduled token request.",
-            ),
-            last_success: gauges(
-                "bearerd_token_last_success_timestamp_seconds",
-                "Unix time of the last successful token request.",
-            ),
-            consecutive_failures: int_gauges(
-                "bearerd_token_consecutive_failures",
-                "Token requests failed since the last success.",
-            ),
-            same: counters(
-                "bearerd_token_same_total",
-                "Renewals that brought the token that was held already.",
-                &["token"],
-            ),
-        }
-    }
-
-    fn resolve(&self, token: &str) -> TokenMetrics {
-        TokenMetrics {
-            requests: Trigger::ALL.map(|trigger| {
-                FetchOutcome::ALL.map(|outcome| {
-                    self.requests
-                        .with_label_values(&[token, trigger.as_str(), outcome.as_str()])
-                })
-            }),
-            duration: self.duration.with_label_values(&[token]),
-            lookups: LookupResult::ALL
-                .map(|result| self.lookups.with_label_values(&[token, result.as_str()])),
-            available: self.available.with_label_values(&[token]),
-            expiry: self.expiry.with_label_values(&[token]),
-            next_refresh: self.next_refresh.with_label_values(&[token]),
-            last_success: self.last_success.with_label_values(&[token]),
-            consecutive_failures: self.consecutive_failures.with_label_values(&[token]),
-            same: self.same.with_label_values(&[token]),
-        }
-    }
-}
-
 /// Registers a metric of a fixed name.
 ///
 /// # Panics
@@ -484,6 +309,32 @@ fn counters<L: labels::Label<N>, const N: usize>(
 ) -> [IntCounter; N] {
     let family = register(r, IntCounterVec::new(Opts::new(name, help), &[label]));
     L::VALUES.map(|value| family.with_label_values(&[value]))
+}
+
+fn histograms(r: &Registry, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
+    let options = HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec());
+    register(r, HistogramVec::new(options, labels))
+}
+
+fn overhead(r: &Registry) -> Histogram {
+    let options = HistogramOpts::new(
+        "bearerd_request_overhead_seconds",
+        "Time a request spent inside the sidecar until the response head, upstream time excluded.",
+    );
+    register(
+        r,
+        Histogram::with_opts(options.buckets(OVERHEAD_BUCKETS.to_vec())),
+    )
+}
+
+fn connect_durations(r: &Registry) -> [Histogram; ConnectOutcome::ALL.len()] {
+    let family = histograms(
+        r,
+        "bearerd_upstream_connect_duration_seconds",
+        "Duration of DNS, TCP and TLS set-up of upstream connections.",
+        &["outcome"],
+    );
+    ConnectOutcome::ALL.map(|outcome| family.with_label_values(&[outcome.as_str()]))
 }
 
 fn build_info(r: &Registry) {

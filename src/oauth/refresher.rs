@@ -239,7 +239,7 @@ impl Refresher {
     }
 
     /// Waits for the next reason to ask for a token; the last attempt began at `last`.
-    async fn next_trigger(&mut self, last: Instant) -> Trigger {
+    async fn next_trigger(&self, last: Instant) -> Trigger {
         let standing = self.standing.borrow().clone();
         match standing {
             Standing::Failing { retry_at, .. } => {

@@ -64,6 +64,7 @@ impl Default for TokenCache {
 /// the token itself.
 struct AtItsEnd;
 
+#[expect(clippy::disallowed_types, reason = "moka's interface")]
 impl Expiry<Arc<TokenKey>, Arc<AccessToken>> for AtItsEnd {
     fn expire_after_create(
         &self,

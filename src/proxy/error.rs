@@ -73,10 +73,9 @@ pub enum Forbidden {
     Peer,
 }
 
-/// What an answer says about one error: decided once, in [`ProxyError::verdict`].
+/// What an answer says; decided once for each code, in [`verdict`].
 struct Verdict {
     status: StatusCode,
-    code: Code,
     /// RFC 9209 §2.3.
     proxy_error: &'static str,
     title: &'static str,
@@ -91,143 +90,51 @@ impl ProxyError {
 
     /// The `code` member of the answer, and the reason in the metrics.
     pub fn code(&self) -> Code {
-        self.verdict().code
+        match self {
+            Self::BadRequest(_) => Code::BadRequest,
+            Self::Forbidden(Forbidden::Host) => Code::ForbiddenHost,
+            Self::Forbidden(Forbidden::Origin) => Code::ForbiddenOrigin,
+            Self::Forbidden(Forbidden::Header) => Code::MissingHeader,
+            Self::Forbidden(Forbidden::Peer) => Code::ForbiddenPeer,
+            Self::MethodNotAllowed => Code::MethodNotAllowed,
+            Self::BodyTooLarge(_) => Code::BodyTooLarge,
+            Self::ExpectationFailed => Code::ExpectationFailed,
+            Self::UnsupportedTransferCoding => Code::UnsupportedTransferCoding,
+            Self::LoopDetected => Code::LoopDetected,
+            Self::Overloaded => Code::Overloaded,
+            Self::Token(_) => Code::TokenUnavailable,
+            Self::Send(error) if error.body_too_large => Code::BodyTooLarge,
+            Self::Send(error) => match error.fault {
+                SendFault::Dns => Code::UpstreamDnsError,
+                SendFault::Connect => Code::UpstreamUnreachable,
+                SendFault::ConnectTimeout => Code::UpstreamConnectTimeout,
+                SendFault::Tls => Code::UpstreamTlsError,
+                SendFault::Reset => Code::UpstreamReset,
+                SendFault::Timeout => Code::UpstreamTimeout,
+                SendFault::Protocol => Code::UpstreamProtocolError,
+                SendFault::Downstream => Code::BadRequest,
+            },
+            Self::ResponseTimeout(_) => Code::UpstreamTimeout,
+            Self::SurpriseUpgrade => Code::UpstreamProtocolError,
+            Self::Panicked => Code::InternalError,
+        }
     }
 
+    /// The verdict on the code, with what this very error says better.
     fn verdict(&self) -> Verdict {
-        let verdict = |status, code, proxy_error, title, hint| Verdict {
-            status,
-            code,
-            proxy_error,
-            title,
-            hint,
-        };
+        let verdict = verdict(self.code());
         match self {
-            Self::BadRequest(reason) => verdict(
-                StatusCode::BAD_REQUEST,
-                Code::BadRequest,
-                "http_request_error",
-                "The request is malformed",
-                match reason {
-                    BadRequest::Host => {
-                        "Send exactly one Host field that names this sidecar, such as 127.0.0.1:8080."
-                    }
-                    BadRequest::Target => {
-                        "Send the path of the API alone, such as GET /payments/ HTTP/1.1."
-                    }
-                    BadRequest::TransferEncoding => {
-                        "Send one Transfer-Encoding: chunked, or a Content-Length."
-                    }
-                    BadRequest::Connection => "Send fewer options in Connection.",
-                },
-            ),
-            Self::Forbidden(Forbidden::Host) => verdict(
-                StatusCode::FORBIDDEN,
-                Code::ForbiddenHost,
-                "http_request_denied",
-                "The Host is not allowed",
-                "Call the sidecar as localhost, 127.0.0.1 or [::1], or list the name in [proxy] allowed_hosts.",
-            ),
-            Self::Forbidden(Forbidden::Origin) => verdict(
-                StatusCode::FORBIDDEN,
-                Code::ForbiddenOrigin,
-                "http_request_denied",
-                "The request comes from a web page of another origin",
-                "Browsers may use this sidecar only from origins listed in [proxy] allowed_origins.",
-            ),
-            Self::Forbidden(Forbidden::Header) => verdict(
-                StatusCode::FORBIDDEN,
-                Code::MissingHeader,
-                "http_request_denied",
-                "A required header is missing",
-                "Send the header that [proxy] require_header names, with its value.",
-            ),
-            Self::Forbidden(Forbidden::Peer) => verdict(
-                StatusCode::FORBIDDEN,
-                Code::ForbiddenPeer,
-                "http_request_denied",
-                "The peer is not on this machine",
-                "This sidecar listens on a loopback address and serves its own machine alone.",
-            ),
-            Self::MethodNotAllowed => verdict(
-                StatusCode::METHOD_NOT_ALLOWED,
-                Code::MethodNotAllowed,
-                "http_request_denied",
-                "The method is not allowed",
-                "CONNECT, TRACE and TRACK are never forwarded with a credential.",
-            ),
-            Self::BodyTooLarge(_) => verdict(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                Code::BodyTooLarge,
-                "http_request_error",
-                "The request body is too large",
-                "The limit is [proxy] max_body_bytes.",
-            ),
-            Self::ExpectationFailed => verdict(
-                StatusCode::EXPECTATION_FAILED,
-                Code::ExpectationFailed,
-                "http_request_error",
-                "The expectation cannot be met",
-                "The only expectation known is 100-continue.",
-            ),
-            Self::UnsupportedTransferCoding => verdict(
-                StatusCode::NOT_IMPLEMENTED,
-                Code::UnsupportedTransferCoding,
-                "http_request_error",
-                "The transfer coding is not supported",
-                "Send the body chunked or with a Content-Length, and name compression in Content-Encoding.",
-            ),
-            Self::LoopDetected => verdict(
-                StatusCode::LOOP_DETECTED,
-                Code::LoopDetected,
-                "proxy_loop_detected",
-                "The request has passed a sidecar before",
-                "The upstream url leads back to a bearerd; check [upstream] url.",
-            ),
-            Self::Overloaded => verdict(
-                StatusCode::SERVICE_UNAVAILABLE,
-                Code::Overloaded,
-                "connection_limit_reached",
-                "Too many requests at once",
-                "Try again later. The limits are [proxy] max_connections and max_in_flight.",
-            ),
-            Self::Token(unavailable) if unavailable.permanent => verdict(
-                StatusCode::SERVICE_UNAVAILABLE,
-                Code::TokenUnavailable,
-                "proxy_configuration_error",
-                "There is no usable access token",
-                "The authorization server refuses the client credentials or the request. Run bearerd check --online.",
-            ),
-            Self::Token(_) => verdict(
-                StatusCode::SERVICE_UNAVAILABLE,
-                Code::TokenUnavailable,
-                "proxy_internal_error",
-                "There is no usable access token",
-                "The authorization server gives none at present; this recovers by itself. GET /readyz?verbose on the \
-                 admin port says why.",
-            ),
-            Self::Send(error) => return send_verdict(error),
-            Self::ResponseTimeout(_) => verdict(
-                StatusCode::GATEWAY_TIMEOUT,
-                Code::UpstreamTimeout,
-                "http_response_timeout",
-                "The upstream did not answer in time",
-                "It may have acted on the request. The limit is [upstream] response_timeout.",
-            ),
-            Self::SurpriseUpgrade => verdict(
-                StatusCode::BAD_GATEWAY,
-                Code::UpstreamProtocolError,
-                "http_upgrade_failed",
-                "The upstream's answer is not valid",
-                "It switched protocols although it was not asked to.",
-            ),
-            Self::Panicked => verdict(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                Code::InternalError,
-                "proxy_internal_error",
-                "The sidecar failed",
-                "This is a defect of bearerd; its log has more.",
-            ),
+            Self::BadRequest(reason) => Verdict {
+                hint: reason.hint(),
+                ..verdict
+            },
+            Self::Token(unavailable) if unavailable.permanent => Verdict {
+                proxy_error: "proxy_configuration_error",
+                hint: "The authorization server refuses the client credentials or the request. Run bearerd check \
+                       --online.",
+                ..verdict
+            },
+            _ => verdict,
         }
     }
 
@@ -243,7 +150,11 @@ impl ProxyError {
     /// the upstream, the authorization server or the secret.
     pub fn into_response(self, request_id: &HeaderValue) -> Response<Body> {
         let verdict = self.verdict();
-        let problem = problem(&verdict, request_id.to_str().unwrap_or_default());
+        let problem = problem(
+            self.code(),
+            &verdict,
+            request_id.to_str().unwrap_or_default(),
+        );
         let mut response = Response::new(Body::full(problem));
         *response.status_mut() = verdict.status;
         let headers = response.headers_mut();
@@ -269,75 +180,164 @@ impl ProxyError {
     }
 }
 
-fn send_verdict(error: &SendError) -> Verdict {
-    if error.body_too_large {
-        return ProxyError::BodyTooLarge(0).verdict();
+impl BadRequest {
+    fn hint(self) -> &'static str {
+        match self {
+            Self::Host => {
+                "Send exactly one Host field that names this sidecar, such as 127.0.0.1:8080."
+            }
+            Self::Target => "Send the path of the API alone, such as GET /payments/ HTTP/1.1.",
+            Self::TransferEncoding => "Send one Transfer-Encoding: chunked, or a Content-Length.",
+            Self::Connection => "Send fewer options in Connection.",
+        }
     }
-    let verdict = |status, code, title, hint| Verdict {
-        status,
-        code,
-        proxy_error: error.fault.as_str(),
-        title,
-        hint,
-    };
-    match error.fault {
-        SendFault::Dns => verdict(
-            StatusCode::BAD_GATEWAY,
-            Code::UpstreamDnsError,
-            "The upstream's name has no address",
-            "Nothing was sent. Check [upstream] url and the DNS of this machine.",
+}
+
+#[expect(
+    clippy::too_many_lines,
+    reason = "one table of all answers, with a line for each part"
+)]
+fn verdict(code: Code) -> Verdict {
+    let (status, proxy_error, title, hint) = match code {
+        Code::BadRequest => (
+            StatusCode::BAD_REQUEST,
+            "http_request_error",
+            "The request is malformed",
+            "Its body broke off or stalled; the upstream got an aborted request.",
         ),
-        SendFault::Connect => verdict(
+        Code::ForbiddenHost => (
+            StatusCode::FORBIDDEN,
+            "http_request_denied",
+            "The Host is not allowed",
+            "Call the sidecar as localhost, 127.0.0.1 or [::1], or list the name in [proxy] allowed_hosts.",
+        ),
+        Code::ForbiddenOrigin => (
+            StatusCode::FORBIDDEN,
+            "http_request_denied",
+            "The request comes from a web page of another origin",
+            "Browsers may use this sidecar only from origins listed in [proxy] allowed_origins.",
+        ),
+        Code::MissingHeader => (
+            StatusCode::FORBIDDEN,
+            "http_request_denied",
+            "A required header is missing",
+            "Send the header that [proxy] require_header names, with its value.",
+        ),
+        Code::ForbiddenPeer => (
+            StatusCode::FORBIDDEN,
+            "http_request_denied",
+            "The peer is not on this machine",
+            "This sidecar listens on a loopback address and serves its own machine alone.",
+        ),
+        Code::MethodNotAllowed => (
+            StatusCode::METHOD_NOT_ALLOWED,
+            "http_request_denied",
+            "The method is not allowed",
+            "CONNECT, TRACE and TRACK are never forwarded with a credential.",
+        ),
+        Code::BodyTooLarge => (
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "http_request_error",
+            "The request body is too large",
+            "The limit is [proxy] max_body_bytes.",
+        ),
+        Code::ExpectationFailed => (
+            StatusCode::EXPECTATION_FAILED,
+            "http_request_error",
+            "The expectation cannot be met",
+            "The only expectation known is 100-continue.",
+        ),
+        Code::UnsupportedTransferCoding => (
+            StatusCode::NOT_IMPLEMENTED,
+            "http_request_error",
+            "The transfer coding is not supported",
+            "Send the body chunked or with a Content-Length, and name compression in Content-Encoding.",
+        ),
+        Code::InternalError => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "proxy_internal_error",
+            "The sidecar failed",
+            "This is a defect of bearerd; its log has more.",
+        ),
+        Code::LoopDetected => (
+            StatusCode::LOOP_DETECTED,
+            "proxy_loop_detected",
+            "The request has passed a sidecar before",
+            "The upstream url leads back to a bearerd; check [upstream] url.",
+        ),
+        Code::UpstreamUnreachable => (
             StatusCode::BAD_GATEWAY,
-            Code::UpstreamUnreachable,
+            "connection_refused",
             "The upstream cannot be reached",
             "Nothing was sent. Check [upstream] url, and that the API is up.",
         ),
-        SendFault::Tls => verdict(
+        Code::UpstreamDnsError => (
             StatusCode::BAD_GATEWAY,
-            Code::UpstreamTlsError,
-            "No TLS session with the upstream",
+            "dns_error",
+            "The upstream's name has no address",
+            "Nothing was sent. Check [upstream] url and the DNS of this machine.",
+        ),
+        Code::UpstreamTlsError => (
+            StatusCode::BAD_GATEWAY,
+            "tls_protocol_error",
+            "There is no TLS session with the upstream",
             "Nothing was sent. A private CA needs [upstream] ca_file; the log says what did not verify.",
         ),
-        SendFault::ConnectTimeout => verdict(
-            StatusCode::GATEWAY_TIMEOUT,
-            Code::UpstreamConnectTimeout,
-            "Connecting to the upstream took too long",
-            "Nothing was sent. The limit is [upstream] connect_timeout.",
-        ),
-        SendFault::Timeout => verdict(
-            StatusCode::GATEWAY_TIMEOUT,
-            Code::UpstreamTimeout,
-            "The upstream did not answer in time",
-            "It may have acted on the request. The limit is [upstream] response_timeout.",
-        ),
-        SendFault::Reset => verdict(
+        Code::UpstreamReset => (
             StatusCode::BAD_GATEWAY,
-            Code::UpstreamReset,
+            "connection_terminated",
             "The upstream closed the connection without an answer",
             "It may have acted on the request, so it was not sent again.",
         ),
-        SendFault::Protocol => verdict(
+        Code::UpstreamProtocolError => (
             StatusCode::BAD_GATEWAY,
-            Code::UpstreamProtocolError,
+            "http_protocol_error",
             "The upstream's answer is not valid",
             "It may have acted on the request, so it was not sent again.",
         ),
-        SendFault::Downstream => Verdict {
-            proxy_error: "http_request_error",
-            ..verdict(
-                StatusCode::BAD_REQUEST,
-                Code::BadRequest,
-                "The request body broke off",
-                "The upstream got an aborted request.",
-            )
-        },
+        Code::TokenUnavailable => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "proxy_internal_error",
+            "There is no usable access token",
+            "The authorization server gives none at present; this recovers by itself. GET /readyz?verbose on the \
+             admin port says why.",
+        ),
+        Code::Overloaded => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "connection_limit_reached",
+            "Too many requests at once",
+            "Try again later. The limits are [proxy] max_connections and max_in_flight.",
+        ),
+        Code::Draining => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "destination_unavailable",
+            "The sidecar is stopping",
+            "Try again; it is about to be replaced.",
+        ),
+        Code::UpstreamConnectTimeout => (
+            StatusCode::GATEWAY_TIMEOUT,
+            "connection_timeout",
+            "Connecting to the upstream took too long",
+            "Nothing was sent. The limit is [upstream] connect_timeout.",
+        ),
+        Code::UpstreamTimeout => (
+            StatusCode::GATEWAY_TIMEOUT,
+            "http_response_timeout",
+            "The upstream did not answer in time",
+            "It may have acted on the request. The limit is [upstream] response_timeout.",
+        ),
+    };
+    Verdict {
+        status,
+        proxy_error,
+        title,
+        hint,
     }
 }
 
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 
-fn problem(verdict: &Verdict, request_id: &str) -> Bytes {
+fn problem(code: Code, verdict: &Verdict, request_id: &str) -> Bytes {
     #[derive(Serialize)]
     struct Problem<'a> {
         r#type: String,
@@ -349,11 +349,11 @@ fn problem(verdict: &Verdict, request_id: &str) -> Bytes {
         request_id: &'a str,
     }
     let problem = Problem {
-        r#type: format!("urn:bearerd:problem:{}", verdict.code.as_str()),
+        r#type: format!("urn:bearerd:problem:{}", code.as_str()),
         title: verdict.title,
         status: verdict.status.as_u16(),
         detail: "This answer is from bearerd, not from the API behind it.",
-        code: verdict.code.as_str(),
+        code: code.as_str(),
         hint: verdict.hint,
         request_id,
     };
@@ -364,8 +364,8 @@ fn problem(verdict: &Verdict, request_id: &str) -> Bytes {
 
 /// A whole response for a connection that there is no room for; written without HTTP machinery.
 pub fn connection_refusal() -> Bytes {
-    let verdict = ProxyError::Overloaded.verdict();
-    let body = problem(&verdict, "");
+    let verdict = verdict(Code::Overloaded);
+    let body = problem(Code::Overloaded, &verdict, "");
     let head = format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\ncache-control: no-store\r\n\
          proxy-status: bearerd; error={}\r\nretry-after: 1\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",

@@ -324,7 +324,7 @@ impl AccessLine {
             target: "access",
             {
                 http.request.method = %self.method,
-                url.path = self.uri.path().get(..1024).unwrap_or(self.uri.path()),
+                url.path = shown(self.uri.path()),
                 http.response.status_code = status.as_u16(),
                 error.type = code,
                 cause,
@@ -336,4 +336,9 @@ impl AccessLine {
             "request"
         );
     }
+}
+
+/// A path for the log: so much of it as a person reads. It is ASCII but for what `http` lets through as UTF-8.
+fn shown(path: &str) -> &str {
+    &path[..path.floor_char_boundary(1024)]
 }

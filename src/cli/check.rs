@@ -1,0 +1,173 @@
+//! `check` and `token`: try the configuration, and say what was found and what to do.
+
+use clap::ValueEnum;
+
+use super::{Exit, block_on};
+use crate::config::Config;
+use crate::net::body::Chain;
+use crate::net::connect::ConnectError;
+use crate::oauth::CredentialConfig;
+use crate::oauth::access_token::Grant;
+use crate::oauth::token_endpoint::TokenError;
+use crate::proxy::upstream::{Upstream, UpstreamConfig};
+
+/// How a token is printed.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum TokenFormat {
+    Text,
+    Json,
+    Header,
+}
+
+pub(super) fn check(config: &Config, online: bool) -> Exit {
+    println!("ok    configuration: {}", config.sources);
+    for warning in &config.warnings {
+        println!("warn  {warning}");
+    }
+    if !online {
+        return Exit::Clean;
+    }
+    block_on(async {
+        let token = check_token(&config.credential).await;
+        let upstream = check_upstream(&config.upstream).await;
+        if token == Exit::Clean {
+            upstream
+        } else {
+            token
+        }
+    })
+}
+
+async fn check_token(credential: &CredentialConfig) -> Exit {
+    let name = &credential.name;
+    match fetch(credential).await {
+        Ok(grant) => {
+            println!(
+                "ok    token {name}: lifetime {}, scope {}, fingerprint {}",
+                lifetime_text(&grant),
+                grant.scope.as_deref().unwrap_or("as asked"),
+                grant.fingerprint
+            );
+            Exit::Clean
+        }
+        Err(error) => {
+            println!("fail  token {name}: {error}");
+            if let Some(hint) = error.hint() {
+                println!("      hint: {hint}");
+            }
+            token_exit(&error)
+        }
+    }
+}
+
+/// Connects, and sends nothing: a request to a payments API is not for us to invent.
+async fn check_upstream(config: &UpstreamConfig) -> Exit {
+    let (name, url) = (&config.name, &config.url);
+    let connector = match Upstream::connector(config, None) {
+        Ok(connector) => connector,
+        Err(error) => {
+            println!("fail  upstream {name}: {error}");
+            return Exit::Config;
+        }
+    };
+    match connector.connect(url.clone()).await {
+        Ok(stream) => {
+            let session = match stream.inner().tls() {
+                Some(tls) => format!(
+                    "{:?}, {}",
+                    tls.protocol_version()
+                        .unwrap_or(rustls::ProtocolVersion::TLSv1_3),
+                    match tls.alpn_protocol() {
+                        Some(b"h2") => "HTTP/2",
+                        _ => "HTTP/1.1",
+                    }
+                ),
+                None => "without TLS".to_owned(),
+            };
+            println!("ok    upstream {name}: connected to {url} ({session})");
+            Exit::Clean
+        }
+        Err(error) => {
+            println!("fail  upstream {name}: {}", Chain(&error));
+            let hint = match error {
+                ConnectError::Dns(_) => "the host name of [upstream] url has no address here",
+                ConnectError::Tcp(_) | ConnectError::Timeout => {
+                    "is the API up, and reachable from here?"
+                }
+                ConnectError::Tls(_) => "a private CA needs [upstream] ca_file",
+            };
+            println!("      hint: {hint}");
+            Exit::Unavailable
+        }
+    }
+}
+
+async fn fetch(credential: &CredentialConfig) -> Result<Grant, TokenError> {
+    let endpoint = credential.token_endpoint()?;
+    let credentials = endpoint.credentials()?;
+    endpoint.fetch(&credentials).await
+}
+
+fn lifetime_text(grant: &Grant) -> String {
+    match grant.lifetime {
+        Some(lifetime) => humantime::format_duration(lifetime).to_string(),
+        None => "0s (over when it came)".to_owned(),
+    }
+}
+
+fn token_exit(error: &TokenError) -> Exit {
+    match error {
+        TokenError::Secret(_) | TokenError::Tls(_) => Exit::Config,
+        error if error.is_permanent() => Exit::NoPermission,
+        _ => Exit::Unavailable,
+    }
+}
+
+pub(super) fn token(credential: &CredentialConfig, show: bool, format: TokenFormat) -> Exit {
+    block_on(async {
+        match fetch(credential).await {
+            Ok(grant) => {
+                print_token(&grant, show, format);
+                Exit::Clean
+            }
+            Err(error) => {
+                eprintln!("bearerd: {error}");
+                if let Some(hint) = error.hint() {
+                    eprintln!("  hint: {hint}");
+                }
+                token_exit(&error)
+            }
+        }
+    })
+}
+
+fn print_token(grant: &Grant, show: bool, format: TokenFormat) {
+    let token = if show { grant.expose() } else { "***" };
+    match format {
+        TokenFormat::Text => {
+            println!("type         Bearer");
+            println!("lifetime     {}", lifetime_text(grant));
+            println!(
+                "scope        {}",
+                grant.scope.as_deref().unwrap_or("(as asked)")
+            );
+            println!("fingerprint  {}", grant.fingerprint);
+            if show {
+                println!("token        {token}");
+            }
+        }
+        TokenFormat::Json => {
+            let mut json = serde_json::json!({
+                "token_type": "Bearer",
+                "expires_in": grant.lifetime.map_or(0, |lifetime| lifetime.as_secs()),
+                "scope": grant.scope,
+                "fingerprint": grant.fingerprint,
+            });
+            if show {
+                json["access_token"] = token.into();
+            }
+            println!("{json}");
+        }
+        TokenFormat::Header => println!("Authorization: Bearer {token}"),
+    }
+}

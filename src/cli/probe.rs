@@ -1,0 +1,140 @@
+//! `health` and `wait`: ask the admin port of a running sidecar. An image without a shell has no curl.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use clap::ValueEnum;
+use http::{Request, StatusCode, Uri};
+use http_body_util::{BodyExt, Limited};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{Exit, block_on, refused};
+use crate::config::{Config, Inputs};
+use crate::net::body::Body;
+use crate::net::client::{HttpClient, PoolConfig};
+use crate::net::connect::Connector;
+use crate::net::tls::{ClientTls, HttpVersions};
+
+/// What is asked of a running sidecar.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Probe {
+    Startup,
+    Ready,
+    Live,
+}
+
+impl Probe {
+    fn path(self) -> &'static str {
+        match self {
+            Self::Startup => "/startupz",
+            Self::Ready => "/readyz?verbose",
+            Self::Live => "/livez",
+        }
+    }
+}
+
+pub(super) fn with_admin<F: Future<Output = Exit>>(
+    inputs: &Inputs,
+    command: impl FnOnce(AdminClient) -> F,
+) -> Exit {
+    match Config::load_admin(inputs) {
+        Ok(admin) => block_on(async { command(AdminClient::new(admin.listen)).await }),
+        Err(error) => refused(&error),
+    }
+}
+
+pub(super) async fn health(admin: AdminClient, probe: Probe) -> Exit {
+    match admin.get(probe.path()).await {
+        Ok((status, text)) => {
+            print!("{text}");
+            if status == StatusCode::OK {
+                Exit::Clean
+            } else {
+                Exit::Failure
+            }
+        }
+        Err(message) => {
+            eprintln!("bearerd: {message}");
+            Exit::Failure
+        }
+    }
+}
+
+pub(super) async fn wait(admin: AdminClient, limit: Duration) -> Exit {
+    const INTERVAL: Duration = Duration::from_millis(100);
+    let deadline = Instant::now() + limit;
+    loop {
+        let last = match admin.get("/readyz").await {
+            Ok((StatusCode::OK, _)) => return Exit::Clean,
+            Ok((_, text)) => text,
+            Err(message) => format!("{message}\n"),
+        };
+        if Instant::now() + INTERVAL >= deadline {
+            eprint!(
+                "bearerd: not ready within {}\n{last}",
+                humantime::format_duration(limit)
+            );
+            return Exit::Failure;
+        }
+        sleep(INTERVAL).await;
+    }
+}
+
+/// Asks the admin port of a running sidecar.
+pub(super) struct AdminClient {
+    address: SocketAddr,
+}
+
+impl AdminClient {
+    const TIMEOUT: Duration = Duration::from_secs(2);
+    const MAX_ANSWER_BYTES: usize = 64 * 1024;
+
+    /// A sidecar that listens everywhere is asked on loopback.
+    fn new(listen: SocketAddr) -> Self {
+        let ip = match listen.ip() {
+            ip if !ip.is_unspecified() => ip,
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        };
+        Self {
+            address: SocketAddr::new(ip, listen.port()),
+        }
+    }
+
+    async fn get(&self, path: &str) -> Result<(StatusCode, String), String> {
+        let unreachable =
+            |cause: String| format!("no answer from http://{}: {cause}", self.address);
+        match timeout(Self::TIMEOUT, self.exchange(path)).await {
+            Ok(answer) => answer.map_err(unreachable),
+            Err(_) => Err(unreachable("timed out".to_owned())),
+        }
+    }
+
+    async fn exchange(&self, path: &str) -> Result<(StatusCode, String), String> {
+        let versions = HttpVersions::Http1;
+        let tls = ClientTls::load(None, versions).map_err(|error| error.to_string())?;
+        let connector = Connector::new(tls, versions, Self::TIMEOUT, None);
+        let pool = PoolConfig {
+            idle_timeout: Self::TIMEOUT,
+            max_idle: 0,
+        };
+        let uri: Uri = format!("http://{}{path}", self.address)
+            .parse()
+            .map_err(|error| format!("{error}"))?;
+        let mut request = Request::new(Body::empty());
+        *request.uri_mut() = uri;
+        let client = HttpClient::new(connector, versions, pool);
+        let (head, body) = client
+            .send(request)
+            .await
+            .map_err(|error| error.to_string())?
+            .into_parts();
+        let body = Limited::new(body, Self::MAX_ANSWER_BYTES);
+        let body = body
+            .collect()
+            .await
+            .map_err(|error| error.to_string())?
+            .to_bytes();
+        Ok((head.status, String::from_utf8_lossy(&body).into_owned()))
+    }
+}
