@@ -70,7 +70,10 @@ impl Guard {
         match (head.uri.scheme(), head.uri.authority()) {
             (None, None) if head.uri.path().starts_with('/') => Ok(()),
             (Some(scheme), Some(authority)) if scheme.as_str() == "http" => {
-                if same_authority(authority, &self.upstream) && same_authority(authority, host) {
+                if !authority.as_str().contains('@')
+                    && same_authority(authority, &self.upstream)
+                    && same_authority(authority, host)
+                {
                     Ok(())
                 } else {
                     bad_target
