@@ -1,6 +1,12 @@
 //! The rules of this code base that a compiler does not know: who may import whom, what may stand where, and how long
 //! things may be. Each failure says the rule.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

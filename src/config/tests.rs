@@ -89,8 +89,7 @@ fn the_example_shows_the_defaults() {
 
 /// serde tells the keys of a table when it meets one that is not among them.
 fn keys_of(table: &str) -> Vec<String> {
-    let error =
-        toml::from_str::<tables::Tables>(&format!("[{table}]\nno_such_key = 1\n")).unwrap_err();
+    let error = toml::from_str::<Tables>(&format!("[{table}]\nno_such_key = 1\n")).unwrap_err();
     let known = error.message().split_once("expected ").unwrap().1;
     known
         .split('`')
