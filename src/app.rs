@@ -9,7 +9,7 @@ use http::Uri;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::admin::Admin;
@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::net::client::HttpClient;
 use crate::net::connect::Connector;
 use crate::net::drain::{self, DrainTrigger, DrainWatch, Phase};
-use crate::net::listener::{self, Connections};
+use crate::net::listener::{self, Connections, Refusal};
 use crate::net::tls::TlsError;
 use crate::oauth::TokenHandle;
 use crate::oauth::refresher::Standing;
@@ -83,6 +83,8 @@ pub enum RunError {
     Worker(#[source] io::Error),
     #[error("a worker ended by itself")]
     WorkerEnded,
+    #[error("the refresher ended by itself")]
+    RefresherEnded,
 }
 
 impl App {
@@ -134,7 +136,7 @@ impl App {
     pub async fn run(self, mut stops: mpsc::Receiver<Stop>) -> Result<Outcome, RunError> {
         let (trigger, watch) = drain::channel();
         let connector = Upstream::connector(&self.config.upstream, Some(self.metrics.clone()))?;
-        let tokens = self
+        let mut tokens = self
             .config
             .credential
             .start(TokenCache::new(), &self.metrics)?;
@@ -145,7 +147,7 @@ impl App {
         tokio::spawn(announce_first_token(tokens.clone()));
 
         let (_admin_trigger, admin_drain) = drain::channel();
-        let health = Health::new(tokens, watch);
+        let health = Health::new(tokens.clone(), watch);
         let admin = Arc::new(Admin::new(
             health,
             self.metrics.clone(),
@@ -166,12 +168,12 @@ impl App {
             },
         ));
 
+        let refresher_ended = async { while tokens.changed().await {} };
         let stop = tokio::select! {
             stop = stops.recv() => stop.unwrap_or(Stop::AtOnce),
-            Some(_) = workers.join_next() => {
-                error!("a worker ended by itself");
-                return Err(RunError::WorkerEnded);
-            }
+            // Half a sidecar is worse than none: whoever started us starts us again.
+            Some(_) = workers.join_next() => return Err(RunError::WorkerEnded),
+            () = refresher_ended => return Err(RunError::RefresherEnded),
         };
         let open = || self.config.proxy.max_connections - connections.slots.available_permits();
         let in_flight = || self.config.proxy.max_in_flight - gateway.in_flight.available_permits();
@@ -224,7 +226,7 @@ impl App {
             header_timeout: proxy.header_timeout,
             max_header_bytes: proxy.max_header_bytes,
             slots: Arc::new(Semaphore::new(proxy.max_connections)),
-            refusal: connection_refusal(),
+            refusal: Refusal::new(connection_refusal()),
             metrics: Some(self.metrics.clone()),
         }
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tracing::info;
 
 use crate::app::{App, RunError, Stop};
 use crate::config::{Config, ConfigError, Flags, Inputs};
@@ -231,20 +232,25 @@ fn failed(error: &RunError) -> Exit {
             Exit::Io
         }
         RunError::Tls(_) => Exit::Config,
-        RunError::Worker(_) | RunError::WorkerEnded => Exit::Failure,
+        RunError::Worker(_) | RunError::WorkerEnded | RunError::RefresherEnded => Exit::Failure,
     }
 }
 
-/// SIGTERM and SIGINT as wishes to end.
+/// SIGTERM and SIGINT as wishes to end. SIGHUP would end us without a drain if nobody took it.
 fn signals() -> std::io::Result<mpsc::Receiver<Stop>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let (sender, stops) = mpsc::channel(2);
     tokio::spawn(async move {
         loop {
             let stop = tokio::select! {
                 _ = terminate.recv() => Stop::Delayed,
                 _ = interrupt.recv() => Stop::AtOnce,
+                _ = hangup.recv() => {
+                    info!("SIGHUP ignored: configuration is read at start; secrets are read at each use anyway");
+                    continue;
+                }
             };
             if sender.send(stop).await.is_err() {
                 return;

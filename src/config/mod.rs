@@ -1,7 +1,7 @@
 //! The configuration: file < environment < flags, checked as a whole, with every mistake told at once.
 //!
 //! The parts own their settings ([`GuardConfig`], [`UpstreamConfig`], [`CredentialConfig`] …); this folder reads the
-//! [`tables`] they are written in and [`resolve`]s them. A secret is never written in the file, only where it is.
+//! tables they are written in and resolves them. A secret is never written in the file, only where it is.
 
 mod credential;
 pub mod error;

@@ -29,6 +29,8 @@ pub struct HttpClient(legacy::Client<Connector, Body>);
 const MAX_READ_BUFFER: usize = 64 * 1024;
 /// Fields of a response head; above it the response is refused.
 const MAX_RESPONSE_FIELDS: usize = 256;
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
@@ -46,6 +48,10 @@ impl HttpClient {
             .http2_only(versions == HttpVersions::Http2)
             .http2_initial_stream_window_size(STREAM_WINDOW)
             .http2_initial_connection_window_size(CONNECTION_WINDOW)
+            // One connection carries everything; without a PING, one that died unseen would take every request
+            // along until its deadline.
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .http2_keep_alive_timeout(PING_TIMEOUT)
             // Only what was never written is sent again: hyper-util gives such a request back.
             .retry_canceled_requests(true)
             .build(connector);

@@ -48,8 +48,8 @@ pub struct Connections {
     pub max_header_bytes: usize,
     /// Open connections, over all workers.
     pub slots: Arc<Semaphore>,
-    /// The whole response, head and body, to a connection there is no slot for.
-    pub refusal: Bytes,
+    /// What becomes of a connection that there is no slot for.
+    pub refusal: Refusal,
     /// Where connections and what cannot be parsed are counted; none for the admin port.
     pub metrics: Option<Arc<Metrics>>,
 }
@@ -77,7 +77,7 @@ pub async fn serve<H, F>(
     let admit = |tasks: &mut JoinSet<()>, stream: tokio::net::TcpStream, peer| {
         let _ = stream.set_nodelay(true);
         let Ok(slot) = connections.slots.clone().try_acquire_owned() else {
-            refuse(stream, connections.refusal.clone());
+            connections.refusal.refuse(stream);
             return;
         };
         let (connections, drain, handler) = (connections.clone(), drain.clone(), handler.clone());
@@ -186,28 +186,47 @@ fn report(error: &hyper::Error, peer: SocketAddr, metrics: Option<&Metrics>) {
     }
 }
 
-/// How long a refused application has to take its answer.
-const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
-/// How many refusals may be under way in one process; beyond it connections are closed without one.
-static REFUSALS: Semaphore = Semaphore::const_new(64);
+/// Refuses connections with an answer that can be read.
+#[derive(Clone)]
+pub struct Refusal {
+    response: Bytes,
+    /// Refusals under way; beyond it connections are closed without an answer.
+    slots: Arc<Semaphore>,
+}
 
-/// Answers a connection there is no slot for. Closing at once would reset it and destroy the answer, because the
-/// request lies unread; so the answer is sent, our side is closed, and the rest is read away.
-fn refuse(stream: tokio::net::TcpStream, refusal: Bytes) {
-    let Ok(permit) = REFUSALS.try_acquire() else {
-        return;
-    };
-    let Ok(stream) = stream.into_std() else {
-        return;
-    };
-    // A fresh socket has room for a few hundred bytes, so this does not block.
-    if (&stream).write(&refusal).is_err() || stream.shutdown(std::net::Shutdown::Write).is_err() {
-        return;
+impl Refusal {
+    /// How long a refused application has to take its answer.
+    const TIMEOUT: Duration = Duration::from_secs(1);
+    const SLOTS: usize = 64;
+
+    /// `response` is the whole of it, head and body, a few hundred bytes.
+    pub fn new(response: Bytes) -> Self {
+        Self {
+            response,
+            slots: Arc::new(Semaphore::new(Self::SLOTS)),
+        }
     }
-    tokio::spawn(async move {
-        let _permit = permit;
-        let _ = tokio::time::timeout(REFUSAL_TIMEOUT, read_away(stream)).await;
-    });
+
+    /// Closing at once would reset the connection and destroy the answer, because the request lies unread; so the
+    /// answer is sent, our side is closed, and the rest is read away.
+    fn refuse(&self, stream: tokio::net::TcpStream) {
+        let Ok(slot) = self.slots.clone().try_acquire_owned() else {
+            return;
+        };
+        let Ok(stream) = stream.into_std() else {
+            return;
+        };
+        // A fresh socket has room for a few hundred bytes, so this does not block.
+        if (&stream).write(&self.response).is_err()
+            || stream.shutdown(std::net::Shutdown::Write).is_err()
+        {
+            return;
+        }
+        tokio::spawn(async move {
+            let _slot = slot;
+            let _ = tokio::time::timeout(Self::TIMEOUT, read_away(stream)).await;
+        });
+    }
 }
 
 async fn read_away(stream: TcpStream) -> io::Result<()> {

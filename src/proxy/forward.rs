@@ -11,7 +11,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Uri};
 use hyper::body::{Body as _, Incoming};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -19,7 +19,7 @@ use super::error::{BadRequest, ProxyError, X_REQUEST_ID};
 use super::guard::Guard;
 use super::hop::{self, Framing};
 use super::upstream::Upstream;
-use crate::metrics::{Metrics, RequestScope, UnauthorizedAction};
+use crate::metrics::{Metrics, UnauthorizedAction};
 use crate::net::body::{Body, Direction, Progress, Relay};
 use crate::net::client::HttpClient;
 use crate::net::drain::{DrainWatch, Phase};
@@ -52,12 +52,6 @@ pub struct Gateway {
     pub drain: DrainWatch,
 }
 
-/// What lasts from the request's head to the answer's last byte.
-struct Scope {
-    request: RequestScope,
-    _permit: Option<OwnedSemaphorePermit>,
-}
-
 impl Gateway {
     /// Answers `request`, whatever happens: the upstream's answer, or one of ours.
     pub async fn handle(
@@ -66,25 +60,21 @@ impl Gateway {
         request: Request<Incoming>,
         peer: SocketAddr,
     ) -> Response<Body> {
-        let mut scope = Scope {
-            request: self.metrics.request(request.method()),
-            _permit: None,
-        };
+        let mut scope = self.metrics.request(request.method());
+        let permit = self.in_flight.clone().try_acquire_owned();
         let request_id = request_id(request.headers());
         let line = AccessLine::of(&request, peer);
         let mut upstream_time = Duration::ZERO;
-        let forwarded = self.forward(
-            client,
-            request,
-            peer,
-            &request_id,
-            &mut scope,
-            &mut upstream_time,
-        );
-        let (mut response, error) = match catch_panic(forwarded)
-            .await
-            .unwrap_or(Err(ProxyError::Panicked))
-        {
+        let result = match &permit {
+            Err(_) => Err(ProxyError::Overloaded),
+            Ok(_) => {
+                let forwarded =
+                    self.forward(client, request, peer, &request_id, &mut upstream_time);
+                let forwarded = catch_panic(forwarded).await;
+                forwarded.unwrap_or(Err(ProxyError::Panicked))
+            }
+        };
+        let (mut response, error) = match result {
             Ok(response) => (response, None),
             Err(error) => {
                 let code = error.code();
@@ -95,8 +85,8 @@ impl Gateway {
             }
         };
         let status = response.status();
-        scope.request.answered(status);
-        let duration = scope.request.started().elapsed();
+        scope.answered(status);
+        let duration = scope.started().elapsed();
         self.metrics
             .overhead(duration.saturating_sub(upstream_time));
         line.write(
@@ -115,7 +105,8 @@ impl Gateway {
         }
         response.map(|answer| match answer {
             Answer::Ours(body) => body,
-            Answer::Upstreams(relay) => Body::relay(relay.holding(scope)),
+            // In flight until the last byte was passed on.
+            Answer::Upstreams(relay) => Body::relay(relay.holding((scope, permit))),
         })
     }
 
@@ -126,12 +117,8 @@ impl Gateway {
         request: Request<Incoming>,
         peer: SocketAddr,
         request_id: &HeaderValue,
-        scope: &mut Scope,
         upstream_time: &mut Duration,
     ) -> Result<Response<Answer>, ProxyError> {
-        let permit = self.in_flight.clone().try_acquire_owned();
-        scope._permit = Some(permit.map_err(|_| ProxyError::Overloaded)?);
-
         // Who may use the credential, and for what.
         let (mut head, body) = request.into_parts();
         self.guard.check(&head, peer)?;
