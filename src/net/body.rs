@@ -260,3 +260,57 @@ impl std::fmt::Display for Chain<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::time::sleep;
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(60);
+
+    /// Slow is not idle: a body may take for ever, as long as it moves.
+    #[tokio::test(start_paused = true)]
+    async fn the_idle_time_begins_anew_with_each_wait() {
+        let mut timer = IdleTimer::new(TIMEOUT);
+        for _ in 0..100 {
+            let wait = poll_fn(|cx| timer.poll_elapsed(cx));
+            let waited = tokio::time::timeout(TIMEOUT - Duration::from_secs(1), wait).await;
+            waited.unwrap_err();
+            timer.disarm();
+        }
+        // Whoever takes the bytes may take his time too.
+        sleep(2 * TIMEOUT).await;
+        let started = Instant::now();
+        poll_fn(|cx| timer.poll_elapsed(cx)).await;
+        assert_eq!(started.elapsed(), TIMEOUT);
+    }
+
+    /// A wait is one wait, however often it is looked at.
+    #[tokio::test(start_paused = true)]
+    async fn polling_again_does_not_extend_the_idle_time() {
+        let mut timer = IdleTimer::new(TIMEOUT);
+        let started = Instant::now();
+        for _ in 0..8 {
+            let look = poll_fn(|cx| timer.poll_elapsed(cx));
+            let looked = tokio::time::timeout(Duration::from_secs(7), look).await;
+            looked.unwrap_err();
+        }
+        poll_fn(|cx| timer.poll_elapsed(cx)).await;
+        assert_eq!(started.elapsed(), TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn progress_tells_when_a_body_last_moved() {
+        let begun = Instant::now();
+        let progress = Progress::new();
+        sleep(Duration::from_secs(7)).await;
+        assert_eq!(progress.last(), begun, "not yet");
+        progress.touch();
+        let moved = Instant::now();
+        sleep(Duration::from_secs(7)).await;
+        assert_eq!(progress.last(), moved);
+    }
+}

@@ -153,13 +153,14 @@ fn strip_named(headers: &mut HeaderMap) -> Result<(), ProxyError> {
         .iter()
         .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
     {
+        // What is not a field name cannot name a field.
+        let Ok(name) = HeaderName::from_bytes(option.trim_ascii()) else {
+            continue;
+        };
         if named.len() == MAX_CONNECTION_OPTIONS {
             return Err(ProxyError::BadRequest(BadRequest::Connection));
         }
-        // What is not a field name cannot name a field.
-        if let Ok(name) = HeaderName::from_bytes(option.trim_ascii()) {
-            named.push(name);
-        }
+        named.push(name);
     }
     remove_all(headers, &named);
     Ok(())
