@@ -13,8 +13,12 @@ use hyper_util::client::legacy::connect::dns::{GaiAddrs, GaiResolver, Name};
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
+#[cfg(test)]
+use tokio::io::DuplexStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+#[cfg(test)]
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::client::TlsStream;
 use tower_service::Service;
@@ -30,6 +34,8 @@ pub struct Connector {
     versions: HttpVersions,
     timeout: Duration,
     metrics: Option<Arc<Metrics>>,
+    #[cfg(test)]
+    memory: Option<UnboundedSender<DuplexStream>>,
 }
 
 impl Connector {
@@ -53,7 +59,22 @@ impl Connector {
             versions,
             timeout: connect_timeout,
             metrics,
+            #[cfg(test)]
+            memory: None,
         }
+    }
+
+    /// Connects to no server: the far end of each connection comes out of the receiver, whatever the URI, and without
+    /// the receiver connections are refused. Sockets would race with tokio's paused time.
+    #[cfg(test)]
+    pub fn in_memory() -> (Self, UnboundedReceiver<DuplexStream>) {
+        let tls = ClientTls::load(None, HttpVersions::Http1).unwrap();
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let connector = Self {
+            memory: Some(sender),
+            ..Self::new(tls, HttpVersions::Http1, Duration::from_secs(5), None)
+        };
+        (connector, receiver)
     }
 
     /// Connects to the authority of `uri`, with TLS if its scheme is `https`.
@@ -84,6 +105,13 @@ impl Connector {
     }
 
     async fn establish(&mut self, uri: &Uri) -> Result<Channel, ConnectError> {
+        #[cfg(test)]
+        if let Some(memory) = &self.memory {
+            let (near, far) = tokio::io::duplex(64 * 1024);
+            let sent = memory.send(far);
+            sent.map_err(|_| ConnectError::Tcp("nobody listens".into()))?;
+            return Ok(Channel::Memory(near));
+        }
         let tcp = self
             .tcp
             .call(uri.clone())
@@ -208,6 +236,8 @@ pub struct Stream {
 enum Channel {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    #[cfg(test)]
+    Memory(DuplexStream),
 }
 
 impl Stream {
@@ -216,6 +246,8 @@ impl Stream {
         match &self.channel {
             Channel::Plain(_) => None,
             Channel::Tls(stream) => Some(stream.get_ref().1),
+            #[cfg(test)]
+            Channel::Memory(_) => None,
         }
     }
 }
@@ -238,6 +270,8 @@ impl AsyncRead for Stream {
         match &mut self.channel {
             Channel::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Channel::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            #[cfg(test)]
+            Channel::Memory(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -251,6 +285,8 @@ impl AsyncWrite for Stream {
         match &mut self.channel {
             Channel::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Channel::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            #[cfg(test)]
+            Channel::Memory(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -262,6 +298,8 @@ impl AsyncWrite for Stream {
         match &mut self.channel {
             Channel::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Channel::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            #[cfg(test)]
+            Channel::Memory(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -269,6 +307,8 @@ impl AsyncWrite for Stream {
         match &self.channel {
             Channel::Plain(stream) => stream.is_write_vectored(),
             Channel::Tls(stream) => stream.is_write_vectored(),
+            #[cfg(test)]
+            Channel::Memory(stream) => stream.is_write_vectored(),
         }
     }
 
@@ -276,6 +316,8 @@ impl AsyncWrite for Stream {
         match &mut self.channel {
             Channel::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Channel::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            #[cfg(test)]
+            Channel::Memory(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -283,6 +325,8 @@ impl AsyncWrite for Stream {
         match &mut self.channel {
             Channel::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Channel::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            #[cfg(test)]
+            Channel::Memory(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

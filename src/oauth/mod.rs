@@ -21,6 +21,9 @@ pub mod refresher;
 pub mod token_cache;
 pub mod token_endpoint;
 
+#[cfg(test)]
+mod test_server;
+
 pub use token_cache::{TokenHandle, Unavailable};
 
 use std::path::PathBuf;

@@ -199,11 +199,7 @@ impl Refresher {
     }
 
     async fn fail(&mut self, error: TokenError) -> Standing {
-        let held = self.cache.get(&self.key).await;
-        if let Some(token) = &held {
-            // It was set aside for a renewal that did not come; it is still the best there is.
-            token.set_aside(false);
-        }
+        let held = self.put_back().await;
         let usable_for = held.map_or(Duration::ZERO, |token| token.usable_for(Moment::now()));
         let delay = self
             .failures
@@ -222,6 +218,15 @@ impl Refresher {
             failures: self.failures.in_a_row,
             retry_at: Instant::now() + delay,
         }
+    }
+
+    /// The token held, usable again if it was set aside for a renewal that did not come: it is the best there is.
+    async fn put_back(&self) -> Option<Arc<AccessToken>> {
+        let held = self.cache.get(&self.key).await;
+        if let Some(token) = &held {
+            token.set_aside(false);
+        }
+        held
     }
 
     fn publish(&self, standing: Standing) {
@@ -260,7 +265,14 @@ impl Refresher {
     async fn back_off(&self, retry_at: Instant) {
         loop {
             let wake = retry_at.min(Instant::now() + CREDENTIALS_POLL);
-            sleep_until(wake).await;
+            tokio::select! {
+                () = sleep_until(wake) => {}
+                // On another thread, a token can be set aside just before the failure is published.
+                () = self.exchange.rejection.notified() => {
+                    self.put_back().await;
+                    continue;
+                }
+            }
             if wake >= retry_at {
                 return;
             }
@@ -320,11 +332,15 @@ impl Failures {
             1
         };
         self.permanent = permanent;
-        if let Some(asked) = error.retry_after() {
-            return asked;
-        }
+        let asked = error.retry_after();
         if permanent {
-            return PERMANENT.delay(self.of_class, 1.0);
+            // Asking often with a wrong secret can lock an account, even where the server invites to it.
+            return PERMANENT
+                .delay(self.of_class, 1.0)
+                .max(asked.unwrap_or_default());
+        }
+        if let Some(asked) = asked {
+            return asked;
         }
         // The longer backoff holds only for as long as there is something to serve.
         TRANSIENT

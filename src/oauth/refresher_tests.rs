@@ -1,1 +1,213 @@
+use http::StatusCode;
+use tokio::time::sleep;
 
+use super::*;
+use crate::oauth::test_server::{Answer, Rig, TICK, secs};
+
+/// C-52: nobody waits for a renewal.
+#[tokio::test(start_paused = true)]
+async fn renewal_comes_at_70_to_80_percent_and_the_old_token_serves_until_the_new_one_is_there() {
+    let rig = Rig::start(|n| Answer::token(n, 3600).after(secs(2)));
+    assert_eq!(rig.token().await.unwrap(), "1");
+    for n in 2..20 {
+        let asked = rig.server.request(n).await.at;
+        assert_eq!(rig.token_at_once().await.unwrap(), (n - 1).to_string());
+        sleep(asked + secs(2) + TICK - Instant::now()).await;
+        assert_eq!(rig.token_at_once().await.unwrap(), n.to_string());
+    }
+    for gap in rig.server.gaps() {
+        assert!((secs(2520)..=secs(2880) + TICK).contains(&gap), "{gap:?}");
+    }
+}
+
+/// C-53, C-54
+#[tokio::test(start_paused = true)]
+async fn failed_renewals_keep_the_old_token_to_its_usable_end_and_no_longer() {
+    let rig = Rig::start(|n| match n {
+        1 => Answer::token("old", 3600),
+        _ => Answer::status(503),
+    });
+    let start = rig.server.request(1).await.at;
+    rig.token().await.unwrap();
+    let end = start + secs(3570);
+    while Instant::now() < end {
+        assert_eq!(rig.token_at_once().await.unwrap(), "old");
+        sleep(secs(1).min(end - Instant::now())).await;
+    }
+    let over = start + secs(3700);
+    while Instant::now() < over {
+        let error = rig.token().await.unwrap_err();
+        assert!(error.ends_with("status 503"), "{error}");
+        sleep(secs(1)).await;
+    }
+    let times = rig.server.times();
+    for pair in times.windows(2).skip(1) {
+        let [before, after] = [pair[0], pair[1]];
+        assert!(after - before <= secs(60) + TICK);
+        assert!(after - before.max(end) <= secs(10) + TICK, "while empty");
+    }
+    let failures = (times.len() - 1) as f64;
+    let counted = rig.metric(r#"bearerd_token_consecutive_failures{token="payments"}"#);
+    assert_eq!(counted, failures);
+}
+
+/// C-28
+#[tokio::test(start_paused = true)]
+async fn a_token_without_a_lifetime_is_renewed_by_the_default_one() {
+    let rig = Rig::start(|n| Answer::token(n, "null"));
+    let [first, second] = [rig.server.request(1).await, rig.server.request(2).await];
+    let gap = second.at - first.at;
+    assert!((secs(210)..=secs(240) + TICK).contains(&gap), "{gap:?}");
+}
+
+/// C-29: it may be good for one request, and more often than once a second nobody is asked.
+#[tokio::test(start_paused = true)]
+async fn a_token_that_was_over_when_it_came_serves_one_request_and_causes_no_loop() {
+    for expires_in in [0, -1] {
+        let rig = Rig::start(move |n| Answer::token(n, expires_in));
+        let tokens = tokio::join!(rig.token(), rig.token(), rig.token());
+        let mut tokens = [tokens.0, tokens.1, tokens.2].map(Result::unwrap);
+        tokens.sort();
+        assert!(
+            tokens.windows(2).all(|pair| pair[0] != pair[1]),
+            "{tokens:?}"
+        );
+        assert!(rig.server.gaps().iter().all(|gap| *gap >= secs(1)));
+        let count = rig.server.count();
+        sleep(secs(3600)).await;
+        assert_eq!(rig.server.count(), count, "nobody wants one");
+    }
+}
+
+/// C-31: no lifetime makes a loop.
+#[tokio::test(start_paused = true)]
+async fn a_short_token_is_renewed_at_most_once_a_second() {
+    let rig = Rig::start(|n| Answer::token(n, 0.1));
+    sleep(secs(60)).await;
+    assert!(rig.server.count() > 1);
+    assert!(rig.server.gaps().iter().all(|gap| *gap >= secs(1)));
+}
+
+/// An authorization server with a cache of its own: asking it more often brings nothing.
+#[tokio::test(start_paused = true)]
+async fn the_same_token_again_is_left_alone_for_half_of_what_is_left() {
+    let issued = Instant::now();
+    let left = move |at: Instant| secs(3600).saturating_sub(at - issued);
+    let rig = Rig::start(move |_| Answer::token("same", left(Instant::now()).as_secs_f64()));
+    rig.server.request(8).await;
+    let times = rig.server.times();
+    for pair in times.windows(2).skip(1) {
+        let asked = secs(30).max(left(pair[0]) / 2);
+        let gap = pair[1] - pair[0];
+        assert!((asked..=asked + TICK).contains(&gap), "{gap:?}");
+    }
+    sleep(TICK).await;
+    let same = rig.metric(r#"bearerd_token_same_total{token="payments"}"#);
+    assert_eq!(same, 7.0, "all but the first");
+}
+
+/// C-42: asking often with a wrong secret can lock an account.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_tried_again_after_30_s_doubling_to_5_min() {
+    let rig = Rig::start(|_| Answer::refusal(401, "invalid_client"));
+    rig.server.request(7).await;
+    let seconds: Vec<u64> = rig.server.gaps().iter().map(Duration::as_secs).collect();
+    assert_eq!(seconds, [30, 60, 120, 240, 300, 300]);
+}
+
+/// C-43: the secret is read for each attempt, and a new one ends the backoff.
+#[tokio::test(start_paused = true)]
+async fn a_changed_secret_is_tried_at_once() {
+    let rig = Rig::start(|n| match n {
+        1..=3 => Answer::refusal(401, "invalid_client"),
+        _ => Answer::token("new", 3600),
+    });
+    let third = rig.server.request(3).await;
+    sleep(secs(10)).await;
+    std::fs::write(rig.secret.path(), "r0tated\n").unwrap();
+    let changed = Instant::now();
+    let fourth = rig.server.request(4).await;
+    assert!(fourth.at - changed <= secs(1) + TICK);
+    assert_ne!(fourth.text, third.text);
+    assert_eq!(rig.token().await.unwrap(), "new");
+}
+
+/// A secret can be mounted after the start.
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_appears_is_tried_at_once() {
+    let rig = Rig::start(|_| Answer::token("t", 3600));
+    std::fs::write(rig.secret.path(), "").unwrap();
+    sleep(secs(100)).await;
+    assert_eq!(rig.server.count(), 0, "nothing is asked without a secret");
+    let error = rig.handle.token().await.unwrap_err();
+    assert!(error.to_string().ends_with("is empty"), "{error}");
+    std::fs::write(rig.secret.path(), "s3cret").unwrap();
+    let appeared = Instant::now();
+    let first = rig.server.request(1).await;
+    assert!(first.at - appeared <= secs(1) + TICK);
+}
+
+/// C-45
+#[tokio::test(start_paused = true)]
+async fn the_server_says_when_to_ask_again() {
+    let rig = Rig::start(|n| {
+        let asked = ["7", "999999", "0", "120"];
+        Answer::retry_after(if n % 2 == 0 { 429 } else { 503 }, asked[n - 1])
+    });
+    rig.server.request(4).await;
+    let seconds: Vec<u64> = rig.server.gaps().iter().map(Duration::as_secs).collect();
+    assert_eq!(seconds, [7, 300, 1]);
+}
+
+/// How long is waited after one `error` after another, at the greatest jitter.
+fn delays(error: &TokenError, usable_for: Duration) -> Vec<u64> {
+    let mut failures = Failures::default();
+    let delays = (0..8).map(|_| failures.next_delay(error, usable_for, 1.0).as_secs());
+    delays.collect()
+}
+
+fn status(status: u16, retry_after: Option<Duration>) -> TokenError {
+    TokenError::Status {
+        status: StatusCode::from_u16(status).unwrap(),
+        retry_after,
+    }
+}
+
+/// C-44
+#[test]
+fn an_outage_backs_off_further_only_while_a_token_is_held() {
+    let delays = |usable_for| delays(&TokenError::BrokenOff, usable_for);
+    assert_eq!(delays(secs(3600)), [1, 2, 4, 8, 16, 32, 60, 60]);
+    assert_eq!(delays(Duration::ZERO), [1, 2, 4, 8, 10, 10, 10, 10]);
+    assert_eq!(delays(secs(20)), [1, 2, 4, 8, 16, 30, 30, 30]);
+}
+
+#[test]
+fn a_refusal_after_an_outage_starts_its_own_backoff() {
+    let mut failures = Failures::default();
+    let mut delay = |error| failures.next_delay(&error, Duration::ZERO, 1.0).as_secs();
+    let [outage, refusal] = [503, 403].map(|code| move || status(code, None));
+    assert_eq!([outage(), outage(), outage()].map(&mut delay), [1, 2, 4]);
+    assert_eq!([refusal(), refusal()].map(&mut delay), [30, 60]);
+    assert_eq!([outage(), refusal()].map(&mut delay), [1, 30]);
+    assert_eq!(failures.in_a_row, 7);
+}
+
+/// C-42, C-45: `Retry-After` can make the backoff after a refusal longer, not shorter.
+#[test]
+fn a_refusal_is_not_tried_again_earlier_because_the_server_says_so() {
+    let delays = |asked| delays(&status(401, Some(secs(asked))), Duration::ZERO);
+    assert_eq!(delays(1), [30, 60, 120, 240, 300, 300, 300, 300]);
+    assert_eq!(delays(100), [100, 100, 120, 240, 300, 300, 300, 300]);
+}
+
+#[test]
+fn renewals_after_a_401_are_30_an_hour() {
+    let limit = RenewalLimit::default();
+    let start = Instant::now();
+    let granted = (0..7200).filter(|second| limit.allows(start + secs(*second)));
+    let granted: Vec<u64> = granted.collect();
+    let first: Vec<u64> = (0..30).map(|n| n * 10).collect();
+    let second: Vec<u64> = (0..30).map(|n| 3600 + n * 10).collect();
+    assert_eq!(granted, [first, second].concat());
+}

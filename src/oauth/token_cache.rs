@@ -264,3 +264,7 @@ impl Unavailable {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "token_cache_tests.rs"]
+mod tests;

@@ -4,9 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Collected, LengthLimitError, Limited};
 use serde::Deserialize;
-use serde::de::{Deserializer, Visitor};
+use serde::de::{DeserializeOwned, Deserializer, Visitor};
 use tokio::time::timeout;
 
 use super::access_token::Grant;
@@ -107,7 +107,13 @@ impl TokenEndpoint {
                 host: redirect_host(&head.headers),
             });
         }
-        let answer = match Limited::new(body, MAX_ANSWER_BYTES).collect().await {
+        let answer = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
+        if head.status != StatusCode::OK {
+            // The status tells the class, whatever can be read of the body.
+            let answer = answer.map(Collected::to_bytes).unwrap_or_default();
+            return Err(refusal(head.status, &head.headers, &answer));
+        }
+        let answer = match answer {
             Ok(answer) => answer.to_bytes(),
             Err(error) if error.is::<LengthLimitError>() => return Err(TokenError::TooLarge),
             Err(_) => return Err(TokenError::BrokenOff),
@@ -116,11 +122,7 @@ impl TokenEndpoint {
         if encoding.is_some_and(|encoding| encoding != "identity") {
             return Err(TokenError::Encoded);
         }
-        if head.status == StatusCode::OK {
-            self.grant(&head.headers, &answer)
-        } else {
-            Err(refusal(head.status, &head.headers, &answer))
-        }
+        self.grant(&head.headers, &answer)
     }
 
     fn request(&self, credentials: &Credentials) -> Request<Body> {
@@ -165,7 +167,7 @@ impl TokenEndpoint {
     }
 
     fn grant(&self, headers: &HeaderMap, answer: &[u8]) -> Result<Grant, TokenError> {
-        let Ok(answer) = serde_json::from_slice::<Answer>(answer) else {
+        let Some(answer) = object::<Answer>(answer) else {
             return Err(TokenError::NotJson {
                 content_type: content_type(headers),
                 bytes: answer.len(),
@@ -279,6 +281,15 @@ impl<'de> Deserialize<'de> for ExpiresIn {
     }
 }
 
+/// A JSON object. serde would take an array too, for a struct.
+fn object<T: DeserializeOwned>(answer: &[u8]) -> Option<T> {
+    let answer = answer.trim_ascii_start();
+    let is_object = answer.first() == Some(&b'{');
+    is_object
+        .then(|| serde_json::from_slice(answer).ok())
+        .flatten()
+}
+
 /// `None` for a token that is over when it comes.
 fn lifetime(seconds: f64, max: Duration) -> Option<Duration> {
     if seconds <= 0.0 {
@@ -325,8 +336,8 @@ fn refusal(status: StatusCode, headers: &HeaderMap, answer: &[u8]) -> TokenError
         error: String,
         error_description: Option<String>,
     }
-    match serde_json::from_slice::<ErrorAnswer>(answer) {
-        Ok(answer) if status.is_client_error() && !is_transient_status(status) => {
+    match object::<ErrorAnswer>(answer) {
+        Some(answer) if status.is_client_error() && !is_transient_status(status) => {
             TokenError::Refused(Refusal::new(
                 status,
                 &answer.error,
@@ -594,3 +605,7 @@ impl TokenError {
 #[cfg(test)]
 #[path = "token_endpoint_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "token_exchange_tests.rs"]
+mod exchange_tests;

@@ -1,0 +1,273 @@
+//! For the tests of this folder: an authorization server in memory that answers as it is told, and a refresher that
+//! asks it. Nothing here is a socket, so that tokio's paused time is exact.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexStream};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::access_token::LifetimePolicy;
+use super::client_auth::{BasicEncoding, ClientAuth};
+use super::refresher::{RefreshPolicy, Refresher};
+use super::token_cache::{TokenCache, TokenHandle, TokenKey};
+use super::token_endpoint::{ClientId, TokenEndpoint, TokenEndpointConfig};
+use crate::metrics::Metrics;
+use crate::net::client::{HttpClient, PoolConfig};
+use crate::net::connect::Connector;
+use crate::net::tls::HttpVersions;
+use crate::secret::SecretSource;
+
+/// Timers of tokio have a resolution of a millisecond.
+pub const TICK: Duration = Duration::from_millis(1);
+
+/// The defaults.
+pub const POLICY: RefreshPolicy = RefreshPolicy {
+    lifetime: LifetimePolicy {
+        refresh_at: 0.8,
+        refresh_jitter: 0.1,
+        expiry_margin: secs(30),
+        default_lifetime: secs(300),
+        max_lifetime: secs(86_400),
+    },
+    wait_timeout: secs(5),
+    max_waiting: 1024,
+};
+
+pub const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// A token endpoint as configured, with its secret in `secret`.
+pub fn config(secret: SecretSource) -> TokenEndpointConfig {
+    TokenEndpointConfig {
+        url: "http://as.example/o/token/".parse().unwrap(),
+        client_id: ClientId::Inline("sidecar".into()),
+        client_secret: secret,
+        client_auth: ClientAuth::ClientSecretBasic,
+        basic_encoding: BasicEncoding::Form,
+        scope: None,
+        audience: Vec::new(),
+        resource: Vec::new(),
+        extra_params: Vec::new(),
+        request_timeout: secs(10),
+        default_lifetime: POLICY.lifetime.default_lifetime,
+        max_lifetime: POLICY.lifetime.max_lifetime,
+    }
+}
+
+/// A client without a pool, and the far ends of its connections.
+pub fn client() -> (HttpClient, mpsc::UnboundedReceiver<DuplexStream>) {
+    let (connector, connections) = Connector::in_memory();
+    let pool = PoolConfig {
+        idle_timeout: secs(1),
+        max_idle: 0,
+    };
+    let client = HttpClient::new(connector, HttpVersions::Http1, pool);
+    (client, connections)
+}
+
+/// One whole request: its head as it came, and its form.
+pub async fn read_request(stream: &mut DuplexStream) -> String {
+    let mut stream = BufReader::new(stream);
+    let mut request = String::new();
+    while !request.ends_with("\r\n\r\n") {
+        let read = stream.read_line(&mut request).await.unwrap();
+        assert_ne!(read, 0, "a whole head");
+    }
+    let mut length = request
+        .lines()
+        .filter_map(|line| line.strip_prefix("content-length: "));
+    let mut form = vec![0; length.next().unwrap().parse().unwrap()];
+    stream.read_exact(&mut form).await.unwrap();
+    request + str::from_utf8(&form).unwrap()
+}
+
+/// What the server does with one request.
+pub struct Answer {
+    after: Duration,
+    text: String,
+}
+
+impl Answer {
+    /// A token of `expires_in` seconds.
+    pub fn token(token: impl Display, expires_in: impl Display) -> Self {
+        let body = format!(
+            r#"{{"access_token":"{token}","token_type":"Bearer","expires_in":{expires_in}}}"#
+        );
+        Self::new(200, "content-type: application/json", &body)
+    }
+
+    /// No token.
+    pub fn status(status: u16) -> Self {
+        Self::new(status, "content-type: text/plain", "no")
+    }
+
+    /// No token, and when to ask again.
+    pub fn retry_after(status: u16, retry_after: &str) -> Self {
+        Self::new(status, &format!("retry-after: {retry_after}"), "")
+    }
+
+    /// An error response (RFC 6749 §5.2).
+    pub fn refusal(status: u16, error: &str) -> Self {
+        let body = format!(r#"{{"error":"{error}"}}"#);
+        Self::new(status, "content-type: application/json", &body)
+    }
+
+    /// Whatever: `field` is one line of the head.
+    pub fn new(status: u16, field: &str, body: &str) -> Self {
+        let length = body.len();
+        Self {
+            after: Duration::ZERO,
+            text: format!(
+                "HTTP/1.1 {status} -\r\n{field}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+            ),
+        }
+    }
+
+    /// Sent only after `delay`.
+    pub fn after(self, delay: Duration) -> Self {
+        Self {
+            after: delay,
+            ..self
+        }
+    }
+}
+
+/// A request that came.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub at: Instant,
+    pub text: String,
+}
+
+/// Answers every token request, and remembers it.
+pub struct AuthorizationServer(watch::Receiver<Vec<Seen>>);
+
+impl AuthorizationServer {
+    /// The `n`th request on `connections`, from 1, is answered with `script(n)`.
+    pub fn start(
+        mut connections: mpsc::UnboundedReceiver<DuplexStream>,
+        mut script: impl FnMut(usize) -> Answer + Send + 'static,
+    ) -> Self {
+        let (seen, receiver) = watch::channel(Vec::new());
+        tokio::spawn(async move {
+            while let Some(mut stream) = connections.recv().await {
+                let text = read_request(&mut stream).await;
+                let at = Instant::now();
+                seen.send_modify(|seen| seen.push(Seen { at, text }));
+                let answer = script(seen.borrow().len());
+                tokio::spawn(async move {
+                    if !answer.after.is_zero() {
+                        tokio::time::sleep(answer.after).await;
+                    }
+                    // The client may have given up.
+                    let _ = stream.write_all(answer.text.as_bytes()).await;
+                });
+            }
+        });
+        Self(receiver)
+    }
+
+    /// How many requests came.
+    pub fn count(&self) -> usize {
+        self.0.borrow().len()
+    }
+
+    /// The `n`th request, from 1, once it has come.
+    pub async fn request(&self, n: usize) -> Seen {
+        let mut seen = self.0.clone();
+        let seen = seen.wait_for(|seen| seen.len() >= n).await.unwrap();
+        seen[n - 1].clone()
+    }
+
+    /// When the requests came.
+    pub fn times(&self) -> Vec<Instant> {
+        self.0.borrow().iter().map(|seen| seen.at).collect()
+    }
+
+    /// The times from request to request.
+    pub fn gaps(&self) -> Vec<Duration> {
+        self.times().windows(2).map(|at| at[1] - at[0]).collect()
+    }
+}
+
+/// A refresher at work.
+pub struct Rig {
+    pub server: AuthorizationServer,
+    pub handle: TokenHandle,
+    /// Holds the client secret.
+    pub secret: tempfile::NamedTempFile,
+    metrics: std::sync::Arc<Metrics>,
+}
+
+impl Rig {
+    /// With the default policy.
+    pub fn start(script: impl FnMut(usize) -> Answer + Send + 'static) -> Self {
+        Self::with(POLICY, script)
+    }
+
+    pub fn with(
+        policy: RefreshPolicy,
+        script: impl FnMut(usize) -> Answer + Send + 'static,
+    ) -> Self {
+        let secret = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(secret.path(), "s3cret").unwrap();
+        let (client, connections) = client();
+        let metrics = Metrics::new();
+        let key = TokenKey {
+            credential: "payments".into(),
+            scope: None,
+            audience: Vec::new(),
+            resource: Vec::new(),
+            extra_params: Vec::new(),
+        };
+        let config = TokenEndpointConfig {
+            // Longer than any answer takes here.
+            request_timeout: secs(100),
+            ..config(SecretSource::File(secret.path().into()))
+        };
+        let handle = Refresher::spawn(
+            key,
+            TokenEndpoint::new(config, client),
+            policy,
+            TokenCache::new(),
+            metrics.token("payments"),
+        );
+        Self {
+            server: AuthorizationServer::start(connections, script),
+            handle,
+            secret,
+            metrics,
+        }
+    }
+
+    /// The token that a request gets, or why it gets none.
+    pub async fn token(&self) -> Result<String, String> {
+        sent(&self.handle).await
+    }
+
+    /// The same, and no time may pass.
+    pub async fn token_at_once(&self) -> Result<String, String> {
+        let before = Instant::now();
+        let token = self.token().await;
+        assert_eq!(before.elapsed(), Duration::ZERO, "{token:?}");
+        token
+    }
+
+    /// The value of one series of the metrics.
+    pub fn metric(&self, series: &str) -> f64 {
+        let text = String::from_utf8(self.metrics.render()).unwrap();
+        let mut values = text.lines().filter_map(|line| line.strip_prefix(series));
+        values.next().unwrap().trim().parse().unwrap()
+    }
+}
+
+/// The token in the `Authorization` that `handle` yields.
+pub async fn sent(handle: &TokenHandle) -> Result<String, String> {
+    let token = handle.token().await.map_err(|error| error.to_string())?;
+    let value = token.authorization();
+    let token = value.to_str().unwrap().strip_prefix("Bearer ").unwrap();
+    Ok(token.to_owned())
+}
