@@ -136,7 +136,7 @@ fn sources() -> Vec<Source> {
 }
 
 fn is_test(path: &str) -> bool {
-    path.ends_with("tests.rs")
+    path.ends_with("tests.rs") || path.contains("/test_")
 }
 
 fn part(path: &str) -> &str {

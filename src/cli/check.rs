@@ -8,7 +8,7 @@ use crate::net::body::Chain;
 use crate::net::connect::ConnectError;
 use crate::oauth::CredentialConfig;
 use crate::oauth::access_token::Grant;
-use crate::oauth::token_endpoint::TokenError;
+use crate::oauth::token_error::TokenError;
 use crate::proxy::upstream::{Upstream, UpstreamConfig};
 
 /// How a token is printed.

@@ -240,14 +240,25 @@ enum Channel {
     Memory(DuplexStream),
 }
 
+/// Both directions of a byte stream.
+trait Duplex: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Duplex for T {}
+
 impl Stream {
     /// The TLS session, if there is one: protocol version and ALPN.
     pub fn tls(&self) -> Option<&rustls::ClientConnection> {
         match &self.channel {
-            Channel::Plain(_) => None,
             Channel::Tls(stream) => Some(stream.get_ref().1),
+            _ => None,
+        }
+    }
+
+    fn duplex(&mut self) -> Pin<&mut dyn Duplex> {
+        match &mut self.channel {
+            Channel::Plain(stream) => Pin::new(stream),
+            Channel::Tls(stream) => Pin::new(&mut **stream),
             #[cfg(test)]
-            Channel::Memory(_) => None,
+            Channel::Memory(stream) => Pin::new(stream),
         }
     }
 }
@@ -267,12 +278,7 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.channel {
-            Channel::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Channel::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-            #[cfg(test)]
-            Channel::Memory(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
+        self.duplex().poll_read(cx, buf)
     }
 }
 
@@ -282,12 +288,7 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.channel {
-            Channel::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-            Channel::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-            #[cfg(test)]
-            Channel::Memory(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
+        self.duplex().poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -295,38 +296,19 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.channel {
-            Channel::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Channel::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            #[cfg(test)]
-            Channel::Memory(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
+        self.duplex().poll_write_vectored(cx, bufs)
     }
 
+    /// TCP and rustls both gather.
     fn is_write_vectored(&self) -> bool {
-        match &self.channel {
-            Channel::Plain(stream) => stream.is_write_vectored(),
-            Channel::Tls(stream) => stream.is_write_vectored(),
-            #[cfg(test)]
-            Channel::Memory(stream) => stream.is_write_vectored(),
-        }
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.channel {
-            Channel::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Channel::Tls(stream) => Pin::new(stream).poll_flush(cx),
-            #[cfg(test)]
-            Channel::Memory(stream) => Pin::new(stream).poll_flush(cx),
-        }
+        self.duplex().poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.channel {
-            Channel::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Channel::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-            #[cfg(test)]
-            Channel::Memory(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+        self.duplex().poll_shutdown(cx)
     }
 }

@@ -20,6 +20,8 @@ pub mod client_auth;
 pub mod refresher;
 pub mod token_cache;
 pub mod token_endpoint;
+pub mod token_error;
+mod token_response;
 
 #[cfg(test)]
 mod test_server;

@@ -11,7 +11,8 @@ use tracing::{info, warn};
 
 use super::access_token::{AccessToken, Grant, LifetimePolicy, Moment};
 use super::token_cache::{Exchange, TokenCache, TokenHandle, TokenKey};
-use super::token_endpoint::{Credentials, TokenEndpoint, TokenError};
+use super::token_endpoint::{Credentials, TokenEndpoint};
+use super::token_error::TokenError;
 use crate::backoff::Backoff;
 use crate::metrics::{FetchOutcome, TokenMetrics, Trigger};
 

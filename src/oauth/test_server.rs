@@ -20,10 +20,10 @@ use crate::net::tls::HttpVersions;
 use crate::secret::SecretSource;
 
 /// Timers of tokio have a resolution of a millisecond.
-pub const TICK: Duration = Duration::from_millis(1);
+pub(super) const TICK: Duration = Duration::from_millis(1);
 
 /// The defaults.
-pub const POLICY: RefreshPolicy = RefreshPolicy {
+pub(super) const POLICY: RefreshPolicy = RefreshPolicy {
     lifetime: LifetimePolicy {
         refresh_at: 0.8,
         refresh_jitter: 0.1,
@@ -35,12 +35,12 @@ pub const POLICY: RefreshPolicy = RefreshPolicy {
     max_waiting: 1024,
 };
 
-pub const fn secs(seconds: u64) -> Duration {
+pub(super) const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
 /// A token endpoint as configured, with its secret in `secret`.
-pub fn config(secret: SecretSource) -> TokenEndpointConfig {
+pub(super) fn config(secret: SecretSource) -> TokenEndpointConfig {
     TokenEndpointConfig {
         url: "http://as.example/o/token/".parse().unwrap(),
         client_id: ClientId::Inline("sidecar".into()),
@@ -58,7 +58,7 @@ pub fn config(secret: SecretSource) -> TokenEndpointConfig {
 }
 
 /// A client without a pool, and the far ends of its connections.
-pub fn client() -> (HttpClient, mpsc::UnboundedReceiver<DuplexStream>) {
+pub(super) fn client() -> (HttpClient, mpsc::UnboundedReceiver<DuplexStream>) {
     let (connector, connections) = Connector::in_memory();
     let pool = PoolConfig {
         idle_timeout: secs(1),
@@ -69,7 +69,7 @@ pub fn client() -> (HttpClient, mpsc::UnboundedReceiver<DuplexStream>) {
 }
 
 /// One whole request: its head as it came, and its form.
-pub async fn read_request(stream: &mut DuplexStream) -> String {
+pub(super) async fn read_request(stream: &mut DuplexStream) -> String {
     let mut stream = BufReader::new(stream);
     let mut request = String::new();
     while !request.ends_with("\r\n\r\n") {
@@ -85,14 +85,14 @@ pub async fn read_request(stream: &mut DuplexStream) -> String {
 }
 
 /// What the server does with one request.
-pub struct Answer {
+pub(super) struct Answer {
     after: Duration,
     text: String,
 }
 
 impl Answer {
     /// A token of `expires_in` seconds.
-    pub fn token(token: impl Display, expires_in: impl Display) -> Self {
+    pub(super) fn token(token: impl Display, expires_in: impl Display) -> Self {
         let body = format!(
             r#"{{"access_token":"{token}","token_type":"Bearer","expires_in":{expires_in}}}"#
         );
@@ -100,23 +100,23 @@ impl Answer {
     }
 
     /// No token.
-    pub fn status(status: u16) -> Self {
+    pub(super) fn status(status: u16) -> Self {
         Self::new(status, "content-type: text/plain", "no")
     }
 
     /// No token, and when to ask again.
-    pub fn retry_after(status: u16, retry_after: &str) -> Self {
+    pub(super) fn retry_after(status: u16, retry_after: &str) -> Self {
         Self::new(status, &format!("retry-after: {retry_after}"), "")
     }
 
     /// An error response (RFC 6749 §5.2).
-    pub fn refusal(status: u16, error: &str) -> Self {
+    pub(super) fn refusal(status: u16, error: &str) -> Self {
         let body = format!(r#"{{"error":"{error}"}}"#);
         Self::new(status, "content-type: application/json", &body)
     }
 
     /// Whatever: `field` is one line of the head.
-    pub fn new(status: u16, field: &str, body: &str) -> Self {
+    pub(super) fn new(status: u16, field: &str, body: &str) -> Self {
         let length = body.len();
         Self {
             after: Duration::ZERO,
@@ -127,7 +127,7 @@ impl Answer {
     }
 
     /// Sent only after `delay`.
-    pub fn after(self, delay: Duration) -> Self {
+    pub(super) fn after(self, delay: Duration) -> Self {
         Self {
             after: delay,
             ..self
@@ -137,17 +137,17 @@ impl Answer {
 
 /// A request that came.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub(super) struct Seen {
     pub at: Instant,
     pub text: String,
 }
 
 /// Answers every token request, and remembers it.
-pub struct AuthorizationServer(watch::Receiver<Vec<Seen>>);
+pub(super) struct AuthorizationServer(watch::Receiver<Vec<Seen>>);
 
 impl AuthorizationServer {
     /// The `n`th request on `connections`, from 1, is answered with `script(n)`.
-    pub fn start(
+    pub(super) fn start(
         mut connections: mpsc::UnboundedReceiver<DuplexStream>,
         mut script: impl FnMut(usize) -> Answer + Send + 'static,
     ) -> Self {
@@ -171,30 +171,30 @@ impl AuthorizationServer {
     }
 
     /// How many requests came.
-    pub fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.0.borrow().len()
     }
 
     /// The `n`th request, from 1, once it has come.
-    pub async fn request(&self, n: usize) -> Seen {
+    pub(super) async fn request(&self, n: usize) -> Seen {
         let mut seen = self.0.clone();
         let seen = seen.wait_for(|seen| seen.len() >= n).await.unwrap();
         seen[n - 1].clone()
     }
 
     /// When the requests came.
-    pub fn times(&self) -> Vec<Instant> {
+    pub(super) fn times(&self) -> Vec<Instant> {
         self.0.borrow().iter().map(|seen| seen.at).collect()
     }
 
     /// The times from request to request.
-    pub fn gaps(&self) -> Vec<Duration> {
+    pub(super) fn gaps(&self) -> Vec<Duration> {
         self.times().windows(2).map(|at| at[1] - at[0]).collect()
     }
 }
 
 /// A refresher at work.
-pub struct Rig {
+pub(super) struct Rig {
     pub server: AuthorizationServer,
     pub handle: TokenHandle,
     /// Holds the client secret.
@@ -204,11 +204,11 @@ pub struct Rig {
 
 impl Rig {
     /// With the default policy.
-    pub fn start(script: impl FnMut(usize) -> Answer + Send + 'static) -> Self {
+    pub(super) fn start(script: impl FnMut(usize) -> Answer + Send + 'static) -> Self {
         Self::with(POLICY, script)
     }
 
-    pub fn with(
+    pub(super) fn with(
         policy: RefreshPolicy,
         script: impl FnMut(usize) -> Answer + Send + 'static,
     ) -> Self {
@@ -244,12 +244,12 @@ impl Rig {
     }
 
     /// The token that a request gets, or why it gets none.
-    pub async fn token(&self) -> Result<String, String> {
+    pub(super) async fn token(&self) -> Result<String, String> {
         sent(&self.handle).await
     }
 
     /// The same, and no time may pass.
-    pub async fn token_at_once(&self) -> Result<String, String> {
+    pub(super) async fn token_at_once(&self) -> Result<String, String> {
         let before = Instant::now();
         let token = self.token().await;
         assert_eq!(before.elapsed(), Duration::ZERO, "{token:?}");
@@ -257,7 +257,7 @@ impl Rig {
     }
 
     /// The value of one series of the metrics.
-    pub fn metric(&self, series: &str) -> f64 {
+    pub(super) fn metric(&self, series: &str) -> f64 {
         let text = String::from_utf8(self.metrics.render()).unwrap();
         let mut values = text.lines().filter_map(|line| line.strip_prefix(series));
         values.next().unwrap().trim().parse().unwrap()
@@ -265,7 +265,7 @@ impl Rig {
 }
 
 /// The token in the `Authorization` that `handle` yields.
-pub async fn sent(handle: &TokenHandle) -> Result<String, String> {
+pub(super) async fn sent(handle: &TokenHandle) -> Result<String, String> {
     let token = handle.token().await.map_err(|error| error.to_string())?;
     let value = token.authorization();
     let token = value.to_str().unwrap().strip_prefix("Bearer ").unwrap();

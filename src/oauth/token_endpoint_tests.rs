@@ -1,377 +1,234 @@
-//! What is read from an answer, byte by byte. What happens on the wire is in `token_exchange_tests.rs`.
+//! Token requests on the wire.
 
-use http::HeaderName;
-use proptest::prelude::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::time::{Instant, sleep};
 
 use super::*;
-use crate::oauth::test_server::{client, config, secs};
+use crate::metrics::FetchOutcome;
+use crate::oauth::test_server::{Answer, AuthorizationServer, client, config, read_request, secs};
 
-/// Stands in every answer, and must not stand in anything that is shown.
 const CANARY: &str = "c4n4ry";
 
-fn headers(fields: &[(&'static str, &str)]) -> HeaderMap {
-    let fields = fields.iter().map(|(name, value)| {
-        let value = HeaderValue::from_str(value).unwrap();
-        (HeaderName::from_static(name), value)
-    });
-    fields.collect()
+fn secret_file() -> (tempfile::NamedTempFile, SecretSource) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "s3cret").unwrap();
+    let source = SecretSource::File(file.path().into());
+    (file, source)
 }
 
-fn grant(content_type: &str, answer: &[u8]) -> Result<Grant, TokenError> {
-    let secret = SecretSource::Env("UNSET".into());
-    let endpoint = TokenEndpoint::new(config(secret), client().0);
-    let result = endpoint.grant(&headers(&[("content-type", content_type)]), answer);
-    let shown = match &result {
-        Ok(grant) => format!("{grant:?}"),
-        Err(error) => show(error),
-    };
-    assert!(!shown.contains(CANARY), "{shown}");
+async fn fetch(config: TokenEndpointConfig, client: HttpClient) -> Result<Grant, TokenError> {
+    let endpoint = TokenEndpoint::new(config, client);
+    let credentials = endpoint.credentials().unwrap();
+    let result = endpoint.fetch(&credentials).await;
+    if let Err(error) = &result {
+        let shown = format!("{error} {error:?} {} {:?}", error.name(), error.hint());
+        assert!(
+            !shown.contains(CANARY) && !shown.contains("s3cret"),
+            "{shown}"
+        );
+    }
     result
 }
 
-/// Everything that logs and status pages can show of an error.
-fn show(error: &TokenError) -> String {
-    let line = format!("{error} {} {:?}", error.name(), error.hint());
-    assert!(!line.contains(char::is_control), "one line: {line:?}");
-    format!("{line} {error:?}")
+/// One exchange with a server that does `serve` after it has read the request.
+async fn exchange<S>(serve: impl AsyncFnOnce(DuplexStream) -> S) -> (Result<Grant, TokenError>, S) {
+    let (_file, secret) = secret_file();
+    let (client, mut connections) = client();
+    tokio::join!(fetch(config(secret), client), async {
+        let mut stream = connections.recv().await.unwrap();
+        read_request(&mut stream).await;
+        serve(stream).await
+    })
 }
 
-/// Reads a good answer, but for one member.
-fn with(member: &str, value: &str) -> Result<Grant, TokenError> {
-    let members = [
-        ("access_token", r#""c4n4ry""#),
-        ("token_type", r#""Bearer""#),
-        ("expires_in", "3600"),
-    ];
-    let others = members.into_iter().filter(|(name, _)| *name != member);
-    let members = others.chain([(member, value)]);
-    let members: Vec<_> = members.map(|(n, v)| format!("{n:?}:{v}")).collect();
-    let answer = format!("{{{}}}", members.join(","));
-    grant("application/json", answer.as_bytes())
+/// The error after an answer of these bytes, and the end of the connection.
+async fn error_of(answer: &str) -> TokenError {
+    let serve = async |mut stream: DuplexStream| stream.write_all(answer.as_bytes()).await;
+    exchange(serve).await.0.unwrap_err()
 }
 
-fn read(answer: impl AsRef<[u8]>) -> Result<Grant, TokenError> {
-    grant("application/json", answer.as_ref())
+/// C-03, C-06, C-07
+#[tokio::test(start_paused = true)]
+async fn a_token_request_says_what_is_configured_and_nothing_else() {
+    let (_file, secret) = secret_file();
+    let config = TokenEndpointConfig {
+        client_auth: ClientAuth::ClientSecretPost,
+        scope: Some("read write".into()),
+        audience: vec!["https://a.example".into()],
+        resource: vec!["https://r.example/1".into(), "https://r.example/2".into()],
+        extra_params: vec![("tenant".into(), "ä&b".into())],
+        ..config(secret)
+    };
+    let (client, connections) = client();
+    let server = AuthorizationServer::start(connections, |_| Answer::token("t", 3600));
+    fetch(config, client).await.unwrap();
+    let seen = server.request(1).await.text;
+    let (head, form) = seen.split_once("\r\n\r\n").unwrap();
+    let mut head: Vec<&str> = head.lines().collect();
+    head.sort_unstable();
+    let length = format!("content-length: {}", form.len());
+    let agent = concat!("user-agent: bearerd/", env!("CARGO_PKG_VERSION"));
+    assert_eq!(
+        head,
+        [
+            "POST /o/token/ HTTP/1.1",
+            "accept: application/json",
+            &length,
+            "content-type: application/x-www-form-urlencoded",
+            "host: as.example",
+            agent,
+        ]
+    );
+    assert_eq!(
+        form,
+        "grant_type=client_credentials&scope=read+write&audience=https%3A%2F%2Fa.example\
+         &resource=https%3A%2F%2Fr.example%2F1&resource=https%3A%2F%2Fr.example%2F2\
+         &tenant=%C3%A4%26b&client_id=sidecar&client_secret=s3cret"
+    );
 }
 
-fn good() -> String {
-    format!(r#"{{"access_token":"{CANARY}","token_type":"Bearer"}}"#)
-}
-
-/// C-20, C-22, C-24, C-37, C-40
-#[test]
-fn what_is_not_a_json_object_is_an_error_that_may_pass() {
-    let good = good();
-    let nested = format!(r#"{{"access_token":{}"#, r#"{"c4n4ry":["#.repeat(5_000));
-    let answers = [
-        "",
-        " ",
-        "null",
-        "\"c4n4ry\"",
-        "<html>c4n4ry</html>",
-        "access_token=c4n4ry&expires_in=3600&token_type=bearer",
-        r#"["c4n4ry","Bearer",3600,null,null,null]"#,
-        r#"{"access_token":"c4n4ry""#,
-        &good[..good.len() - 1],
-        &format!("{good}{good}"),
-        &format!("{good} c4n4ry"),
-        &format!("\u{feff}{good}"),
-        &nested,
-    ];
-    let not_utf8 = [good.as_bytes(), b"\xff"].concat();
-    for answer in answers.map(str::as_bytes).into_iter().chain([&*not_utf8]) {
-        let error = read(answer).unwrap_err();
-        let text = String::from_utf8_lossy(answer);
-        assert!(matches!(error, TokenError::NotJson { .. }), "{text}");
-        assert_eq!(error.outcome(), FetchOutcome::InvalidResponse, "{text}");
-        assert!(!error.is_permanent(), "{text}");
+/// C-11: the credentials go to the configured address and to no other.
+#[tokio::test(start_paused = true)]
+async fn a_redirect_is_told_and_not_followed() {
+    for (location, told) in [
+        (
+            "https://u:c4n4ry@evil.example/c4n4ry?c4n4ry",
+            "evil.example",
+        ),
+        ("/o/token", "the same host"),
+    ] {
+        for status in [301, 302, 303, 307, 308] {
+            let (_file, secret) = secret_file();
+            let (client, connections) = client();
+            let server = AuthorizationServer::start(connections, move |_| {
+                Answer::new(status, &format!("location: {location}"), "")
+            });
+            let error = fetch(config(secret), client).await.unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("an unexpected redirect (status {status}) to {told}")
+            );
+            assert_eq!(error.outcome(), FetchOutcome::HttpError);
+            assert!(!error.is_permanent());
+            sleep(secs(60)).await;
+            assert_eq!(server.count(), 1);
+        }
     }
 }
 
-/// C-22
-#[test]
-fn a_web_page_is_told_by_its_type_and_size() {
-    let page = format!("{:5120}", format!("<html>{CANARY}"));
-    let error = grant("text/html; charset=utf-8", page.as_bytes()).unwrap_err();
+/// C-25: neither is it read to its end, nor is the connection kept.
+#[tokio::test(start_paused = true)]
+async fn an_endless_answer_is_cut_off() {
+    for status in [200, 503] {
+        let (result, sent) = exchange(async |mut stream: DuplexStream| {
+            let head = format!("HTTP/1.1 {status} -\r\ntransfer-encoding: chunked\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut sent = 0;
+            while stream.write_all(b"6\r\nc4n4ry\r\n").await.is_ok() {
+                sent += 6;
+            }
+            sent
+        })
+        .await;
+        let error = result.unwrap_err();
+        match status {
+            200 => assert!(matches!(error, TokenError::TooLarge)),
+            _ => assert_eq!(error.to_string(), "status 503"),
+        }
+        assert!(sent < 1024 * 1024, "{sent}");
+    }
+}
+
+/// C-26
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_drips_has_no_more_time_than_any_other() {
+    let started = Instant::now();
+    let (result, _) = exchange(async |mut stream: DuplexStream| {
+        let head = "HTTP/1.1 200 -\r\ncontent-length: 1000\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        while stream.write_all(b" ").await.is_ok() {
+            sleep(secs(1)).await;
+        }
+    })
+    .await;
+    let error = result.unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the answer is not a JSON token response (content-type text/html; charset=utf-8, 5120 bytes)"
+        "no answer from the authorization server within 10 s"
     );
-    assert!(error.hint().unwrap().contains("web page"));
+    assert_eq!(error.outcome(), FetchOutcome::Timeout);
+    assert!(!error.is_permanent());
+    assert!(started.elapsed() < secs(12));
 }
 
-/// C-23, C-37, C-39, C-40, C-46: what is unknown is left alone.
-#[test]
-fn a_token_response_is_taken_whatever_stands_around_it() {
-    let deep = "[".repeat(10_000) + &"]".repeat(10_000);
-    let many: String = (0..5_000).map(|n| format!(r#""k{n}":0,"#)).collect();
-    let rest = r#""access_token":"c4n4ry","token_type":"Bearer","error":null,"scope":"read"}"#;
-    for answer in [
-        format!("{{{rest}"),
-        format!("\r\n\t {{{rest}\r\n"),
-        format!(r#"{{"refresh_token":"c4n4ry","id_token":null,"x":1,"x":2,{rest}"#),
-        format!(r#"{{"deep":{deep},{rest}"#),
-        format!("{{{many}{rest}"),
+/// C-41
+#[tokio::test(start_paused = true)]
+async fn a_coding_that_was_not_asked_for_is_refused() {
+    let fields = "content-encoding: gzip\r\ncontent-length: 6";
+    let error = error_of(&format!("HTTP/1.1 200 -\r\n{fields}\r\n\r\nc4n4ry")).await;
+    assert!(matches!(error, TokenError::Encoded));
+    assert_eq!(error.outcome(), FetchOutcome::InvalidResponse);
+}
+
+/// C-42, C-45: the page of a gateway can be compressed, cut off, or without end.
+#[tokio::test(start_paused = true)]
+async fn a_status_counts_whatever_its_body_is() {
+    let fields = "content-encoding: gzip\r\ncontent-length: 99\r\nretry-after: 7";
+    let error = error_of(&format!("HTTP/1.1 429 -\r\n{fields}\r\n\r\nc4n4ry")).await;
+    assert_eq!(error.retry_after(), Some(secs(7)));
+    let error = error_of(&format!("HTTP/1.1 401 -\r\n{fields}\r\n\r\nc4n4ry")).await;
+    assert!(error.is_permanent());
+}
+
+/// C-44
+#[tokio::test(start_paused = true)]
+async fn a_broken_connection_may_pass() {
+    use FetchOutcome::{InvalidResponse, NetworkError};
+    for (answer, outcome) in [
+        ("", NetworkError),
+        ("HTTP/1.1 200 -\r\nx: c4n4ry", NetworkError),
+        (
+            "HTTP/1.1 200 -\r\ncontent-length: 99\r\n\r\nc4n4ry",
+            NetworkError,
+        ),
+        (
+            "HTTP/1.1 200 -\r\ntransfer-encoding: chunked\r\n\r\nc4n4ry",
+            NetworkError,
+        ),
+        ("c4n4ry SMTP ready\r\n\r\n", InvalidResponse),
+        ("HTTP/1.1 200 -\r\nc4n4ry\r\n\r\n", InvalidResponse),
     ] {
-        for content_type in ["text/plain", "application/json;charset=UTF-8", ""] {
-            let grant = grant(content_type, answer.as_bytes()).unwrap();
-            assert_eq!(grant.authorization, "Bearer c4n4ry");
-            assert!(grant.authorization.is_sensitive());
-            assert_eq!(grant.scope.as_deref(), Some("read"), "C-38");
-        }
-    }
-}
-
-/// `printf c4n4ry | sha256sum | cut -c-8`
-#[test]
-fn a_fingerprint_is_the_beginning_of_the_sha_256() {
-    assert_eq!(read(good()).unwrap().fingerprint, "d3538881");
-}
-
-/// C-21: as some servers do.
-#[test]
-fn an_error_in_a_200_is_that_error() {
-    let answer = r#"{"error":"invalid_client","error_description":"no","access_token":"c4n4ry"}"#;
-    let error = read(answer).unwrap_err();
-    assert_eq!(error.to_string(), "invalid_client (status 200): no");
-    assert_eq!(error.outcome(), FetchOutcome::InvalidClient);
-    assert!(error.is_permanent() && error.is_credentials_refused());
-}
-
-/// C-27…C-30
-#[test]
-fn lifetimes_come_in_many_shapes() {
-    let default = Some(secs(300));
-    let longest = Some(secs(86_400));
-    let hour = Some(secs(3600));
-    for (expires_in, lifetime) in [
-        ("3600", hour),
-        ("\"3600\"", hour),
-        ("\" 3600 \"", hour),
-        ("3600.0", hour),
-        ("\"3600.0\"", hour),
-        ("3.6e3", hour),
-        ("0.5", Some(Duration::from_millis(500))),
-        ("null", default),
-        ("0", None),
-        ("\"0\"", None),
-        ("-0.0", None),
-        ("-1", None),
-        ("\"-1\"", None),
-        ("-9223372036854775808", None),
-        ("-1e308", None),
-        ("86401", longest),
-        ("99999999999", longest),
-        ("9223372036854775808", longest),
-        ("18446744073709551616", longest),
-        ("1e308", longest),
-        ("\"1e308\"", longest),
-    ] {
-        let grant = with("expires_in", expires_in).unwrap();
-        assert_eq!(grant.lifetime, lifetime, "{expires_in}");
-    }
-    assert_eq!(read(good()).unwrap().lifetime, default, "missing");
-    for expires_in in [
-        "true", "[3600]", "{}", "\"\"", "\"1 h\"", "\"NaN\"", "\"inf\"", "1e309", "NaN",
-    ] {
-        let error = with("expires_in", expires_in).unwrap_err();
-        assert!(matches!(error, TokenError::NotJson { .. }), "{expires_in}");
-    }
-}
-
-/// C-32, C-33
-#[test]
-fn only_bearer_tokens_are_taken() {
-    for token_type in ["Bearer", "bearer", "BEARER", " Bearer"] {
-        let grant = with("token_type", &format!("{token_type:?}")).unwrap();
-        assert_eq!(grant.authorization, "Bearer c4n4ry", "{token_type}");
-    }
-    for token_type in ["null", r#""mac""#, r#""DPoP""#, r#""N_A""#, r#""""#] {
-        let error = with("token_type", token_type).unwrap_err();
-        let text = error.to_string();
-        assert!(text.starts_with("the answer has "), "{token_type}: {text}");
-        assert!(text.contains("token_type") && !error.is_permanent());
-    }
-}
-
-/// C-34, C-35
-#[test]
-fn no_token_that_could_end_a_field_reaches_one() {
-    for token in ["a", "!~", "a.b-c_d/e+f==", &"a".repeat(16 * 1024)] {
-        let grant = with("access_token", &format!("{token:?}")).unwrap();
-        assert_eq!(grant.authorization, format!("Bearer {token}"));
-    }
-    let too_long = format!(r#""c4n4ry{}""#, "a".repeat(16 * 1024 - 5));
-    for token in [
-        r#""c4n4ry\r\nX-Evil: 1""#,
-        r#""c4n4ry\n""#,
-        r#""c4n4ry\u0000""#,
-        r#""c4n4ry\t""#,
-        r#""c4n4ry\u007f""#,
-        r#""c4n4ry c4n4ry""#,
-        r#"" c4n4ry""#,
-        "\"c4n4ry\u{80}\"",
-        "\"c4n4ry\u{e9}\"",
-        r#""c4n4ry\ud83d\ude00""#,
-        &too_long,
-        r#""""#,
-        "null",
-    ] {
-        let error = with("access_token", token).unwrap_err();
-        assert!(error.to_string().contains("access_token"), "{error}");
-        assert!(!error.is_permanent());
-    }
-    for token in ["5", "{}", r#"["c4n4ry"]"#, "true", r#""c4n4ry\ud800""#] {
-        let error = with("access_token", token).unwrap_err();
-        assert!(matches!(error, TokenError::NotJson { .. }), "{token}");
-    }
-    let error = read(r#"{"token_type":"Bearer"}"#).unwrap_err();
-    assert_eq!(error.to_string(), "the answer has no access_token");
-}
-
-/// C-36: two readers could see two tokens.
-#[test]
-fn a_known_member_comes_once() {
-    for member in [
-        r#""access_token":"c4n4ry""#,
-        r#""token_type":"Bearer""#,
-        r#""expires_in":3600"#,
-        r#""scope":"read""#,
-        r#""error":null"#,
-    ] {
-        let twice = format!("{},{member},{member}}}", good().trim_end_matches('}'));
-        let error = read(twice).unwrap_err();
-        assert!(matches!(error, TokenError::NotJson { .. }), "{member}");
-    }
-}
-
-fn refused(status: u16, answer: &str) -> TokenError {
-    let status = StatusCode::from_u16(status).unwrap();
-    let error = refusal(status, &HeaderMap::new(), answer.as_bytes());
-    assert!(!show(&error).contains(CANARY));
-    error
-}
-
-/// C-42
-#[test]
-fn a_refusal_is_permanent_and_named() {
-    use FetchOutcome::{InvalidClient, InvalidScope, OtherOauthError, UnauthorizedClient};
-    for (status, code, outcome, permanent, credentials) in [
-        (401, "invalid_client", InvalidClient, true, true),
-        (400, "invalid_client", InvalidClient, true, true),
-        (400, "unauthorized_client", UnauthorizedClient, true, true),
-        (400, "invalid_scope", InvalidScope, true, false),
-        (400, "unsupported_grant_type", OtherOauthError, true, false),
-        (400, "invalid_request", OtherOauthError, true, false),
-        (400, "slow_down", OtherOauthError, false, false),
-    ] {
-        let error = refused(
-            status,
-            &format!(r#"{{"error":"{code}","c4n4ry":"c4n4ry"}}"#),
-        );
-        assert_eq!(error.to_string(), format!("{code} (status {status})"));
-        assert_eq!(error.name(), code);
-        assert_eq!(error.outcome(), outcome, "{code}");
-        assert_eq!(error.is_permanent(), permanent, "{code}");
-        assert_eq!(error.is_credentials_refused(), credentials, "{code}");
-    }
-}
-
-/// C-42, C-44, C-47: whatever the body says.
-#[test]
-fn a_status_without_an_oauth_error_is_classed_by_itself() {
-    let transient = [
-        201, 204, 206, 400, 404, 408, 415, 425, 429, 500, 502, 503, 504,
-    ];
-    let permanent = [401, 403];
-    for status in transient.into_iter().chain(permanent) {
-        for answer in ["", "c4n4ry", &good(), r#"["invalid_client",null]"#] {
-            let error = refused(status, answer);
-            assert_eq!(error.to_string(), format!("status {status}"));
-            assert_eq!(error.name(), "http_error");
-            assert_eq!(error.outcome(), FetchOutcome::HttpError);
-            assert_eq!(error.is_permanent(), permanent.contains(&status));
-            assert_eq!(error.is_credentials_refused(), permanent.contains(&status));
-        }
-    }
-    for status in [408, 425, 429, 500, 503] {
-        let error = refused(status, r#"{"error":"invalid_client"}"#);
-        assert_eq!(error.to_string(), format!("status {status}"));
+        let error = error_of(answer).await;
+        assert_eq!(error.outcome(), outcome, "{answer:?}: {error}");
         assert!(!error.is_permanent());
     }
 }
 
-/// C-42
-#[test]
-fn what_an_error_says_is_cut_and_made_printable() {
-    let long = "x".repeat(1000);
-    let answer = format!(
-        r#"{{"error":"e\u001b[31m","error_description":"a\r\nb\u0000c\u202ed\u00e9 {long}"}}"#
-    );
-    let error = refused(400, &answer);
-    let shown = error.to_string();
-    let start = "e?[31m (status 400): a??b?c?d? x";
-    assert!(shown.starts_with(start), "{shown}");
-    assert_eq!(shown.len(), "e?[31m (status 400): ".len() + 200);
-    let code = refused(400, &format!(r#"{{"error":"{long}"}}"#)).name();
-    assert_eq!(code, long[..200]);
+/// C-44
+#[tokio::test(start_paused = true)]
+async fn a_refused_connection_is_told_with_a_hint() {
+    let (_file, secret) = secret_file();
+    let (client, connections) = client();
+    drop(connections);
+    let error = fetch(config(secret), client).await.unwrap_err();
+    assert!(error.to_string().contains("cannot be reached"), "{error}");
+    assert!(error.hint().unwrap().contains("reachable"));
+    assert_eq!(error.outcome(), FetchOutcome::NetworkError);
+    assert!(!error.is_permanent());
 }
 
-/// C-45
-#[test]
-fn retry_after_is_seconds_or_a_date_between_1_and_300_s() {
-    let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
-    for (value, wait) in [
-        ("7", Some(7)),
-        (" 7 ", Some(7)),
-        ("007", Some(7)),
-        ("0", Some(1)),
-        ("300", Some(300)),
-        ("301", Some(300)),
-        ("999999", Some(300)),
-        ("99999999999999999999999999", Some(300)),
-        ("Sun, 06 Nov 1994 08:50:37 GMT", Some(60)),
-        ("Sunday, 06-Nov-94 08:50:37 GMT", Some(60)),
-        ("Sun Nov  6 08:50:37 1994", Some(60)),
-        ("Mon, 07 Nov 1994 08:49:37 GMT", Some(300)),
-        ("Sun, 06 Nov 1994 08:49:36 GMT", Some(1)),
-        ("", None),
-        ("-1", None),
-        ("+7", None),
-        ("7.5", None),
-        ("7s", None),
-        ("7, 8", None),
-        ("soon", None),
-        ("Sun, 06 Nov 1994 08:50:37 CET", None),
-    ] {
-        let asked = retry_after(&headers(&[("retry-after", value)]), now);
-        assert_eq!(asked, wait.map(secs), "{value:?}");
-    }
-    assert_eq!(retry_after(&HeaderMap::new(), now), None);
-    let not_ascii = HeaderValue::from_bytes(b"\xff").unwrap();
-    let not_ascii = HeaderMap::from_iter([(header::RETRY_AFTER, not_ascii)]);
-    assert_eq!(retry_after(&not_ascii, now), None);
-}
-
-proptest! {
-    /// C-34
-    #[test]
-    fn every_token_is_sent_as_it_is_or_not_at_all(
-        token in prop_oneof![any::<String>(), "[ -~]{0,9}", "[!-~]{1,99}"]
-    ) {
-        let is_clean = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
-        let json = serde_json::to_string(&token).unwrap();
-        let sent = with("access_token", &json).ok().map(|grant| grant.authorization);
-        let expected = is_clean.then(|| HeaderValue::try_from(format!("Bearer {token}")).unwrap());
-        prop_assert_eq!(sent, expected);
-    }
-
-    /// C-30
-    #[test]
-    fn no_lifetime_is_longer_than_the_longest(seconds in any::<f64>()) {
-        if let Ok(grant) = with("expires_in", &format!("{seconds:e}")) {
-            prop_assert!(grant.lifetime <= Some(secs(86_400)));
-            prop_assert_eq!(grant.lifetime.is_none(), seconds <= 0.0);
-        }
-    }
+/// C-46
+#[tokio::test(start_paused = true)]
+async fn cookies_and_the_location_of_a_200_are_ignored() {
+    let (result, _) = exchange(async |mut stream: DuplexStream| {
+        let body = r#"{"access_token":"c4n4ry","token_type":"bearer"}"#;
+        let fields = "set-cookie: a=b\r\nlocation: /x\r\ncontent-encoding: identity";
+        let length = body.len();
+        let text = format!("HTTP/1.1 200 -\r\n{fields}\r\ncontent-length: {length}\r\n\r\n{body}");
+        stream.write_all(text.as_bytes()).await.unwrap();
+        // Whatever else comes on this connection.
+        stream.read_to_end(&mut Vec::new()).await
+    })
+    .await;
+    assert_eq!(result.unwrap().authorization, "Bearer c4n4ry");
 }
