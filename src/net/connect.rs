@@ -13,12 +13,8 @@ use hyper_util::client::legacy::connect::dns::{GaiAddrs, GaiResolver, Name};
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
-#[cfg(test)]
-use tokio::io::DuplexStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-#[cfg(test)]
-use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::client::TlsStream;
 use tower_service::Service;
@@ -35,7 +31,7 @@ pub struct Connector {
     timeout: Duration,
     metrics: Option<Arc<Metrics>>,
     #[cfg(test)]
-    memory: Option<UnboundedSender<DuplexStream>>,
+    memory: Option<tokio::sync::mpsc::UnboundedSender<tokio::io::DuplexStream>>,
 }
 
 impl Connector {
@@ -67,9 +63,12 @@ impl Connector {
     /// Connects to no server: the far end of each connection comes out of the receiver, whatever the URI, and without
     /// the receiver connections are refused. Sockets would race with tokio's paused time.
     #[cfg(test)]
-    pub fn in_memory() -> (Self, UnboundedReceiver<DuplexStream>) {
+    pub fn in_memory() -> (
+        Self,
+        tokio::sync::mpsc::UnboundedReceiver<tokio::io::DuplexStream>,
+    ) {
         let tls = ClientTls::load(None, HttpVersions::Http1).unwrap();
-        let (sender, receiver) = mpsc::unbounded_channel();
+        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
         let connector = Self {
             memory: Some(sender),
             ..Self::new(tls, HttpVersions::Http1, Duration::from_secs(5), None)
@@ -237,7 +236,7 @@ enum Channel {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
     #[cfg(test)]
-    Memory(DuplexStream),
+    Memory(tokio::io::DuplexStream),
 }
 
 /// Both directions of a byte stream.

@@ -23,9 +23,6 @@ pub mod token_endpoint;
 pub mod token_error;
 mod token_response;
 
-#[cfg(test)]
-mod test_server;
-
 pub use token_cache::{TokenHandle, Unavailable};
 
 use std::path::PathBuf;
@@ -91,3 +88,6 @@ impl CredentialConfig {
         ))
     }
 }
+
+#[cfg(test)]
+mod test_server;
