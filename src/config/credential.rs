@@ -40,8 +40,6 @@ pub(super) fn credential(
         refresh_at: share(table.refresh_at, 0.8, problems),
         refresh_jitter: share(table.refresh_jitter, 0.1, problems),
         expiry_margin: duration_or_zero(table.expiry_margin, "30s", problems),
-        default_lifetime: duration(table.default_lifetime, "300s", problems),
-        max_lifetime: duration(table.max_lifetime, "24h", problems),
     };
     let policy = RefreshPolicy {
         lifetime,
@@ -78,8 +76,8 @@ pub(super) fn credential(
         resource,
         extra_params,
         request_timeout,
-        default_lifetime: lifetime.default_lifetime,
-        max_lifetime: lifetime.max_lifetime,
+        default_lifetime: duration(table.default_lifetime, "300s", problems),
+        max_lifetime: duration(table.max_lifetime, "24h", problems),
     };
     Some(CredentialConfig {
         name,

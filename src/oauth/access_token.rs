@@ -44,10 +44,6 @@ pub struct LifetimePolicy {
     pub refresh_jitter: f64,
     /// Not used in the last part of its lifetime: this, or 10 % if that is less.
     pub expiry_margin: Duration,
-    /// The lifetime of a token that comes without `expires_in`.
-    pub default_lifetime: Duration,
-    /// The longest lifetime believed.
-    pub max_lifetime: Duration,
 }
 
 impl LifetimePolicy {
@@ -68,9 +64,10 @@ pub struct Grant {
     pub authorization: HeaderValue,
     /// The first 8 hex digits of the SHA-256 of the token: enough to tell tokens apart, nothing to use.
     pub fingerprint: String,
-    /// As granted; none if the answer did not say, which means as asked.
+    /// As granted, fit for a log; none if the answer did not say, which means as asked.
     pub scope: Option<String>,
-    /// Counted from the start of the request. `None` is a token that was over when it came: it is used once.
+    /// Counted from the start of the request, 1 s or more. `None` is a token that was over when it came: it is used
+    /// once.
     pub lifetime: Option<Duration>,
 }
 
@@ -212,8 +209,6 @@ mod tests {
         refresh_at: 0.8,
         refresh_jitter: 0.1,
         expiry_margin: Duration::from_secs(30),
-        default_lifetime: Duration::from_secs(300),
-        max_lifetime: Duration::from_secs(86_400),
     };
 
     fn token(lifetime: Option<u64>, jitter: f64) -> (AccessToken, Moment) {

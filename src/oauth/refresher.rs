@@ -156,8 +156,12 @@ impl Refresher {
     }
 
     async fn attempt(&mut self) -> Result<Grant, TokenError> {
-        self.credentials = None;
+        let tried = self.credentials.take();
         let credentials = self.endpoint.credentials()?;
+        if tried.is_some_and(|tried| !tried.is_same_as(&credentials)) {
+            // What was learnt of the old ones says nothing of these.
+            self.failures.of_class = 0;
+        }
         let credentials = self.credentials.insert(credentials);
         self.endpoint.fetch(credentials).await
     }

@@ -82,7 +82,7 @@ async fn a_token_that_was_over_when_it_came_serves_one_request_and_causes_no_loo
 /// C-31: no lifetime makes a loop.
 #[tokio::test(start_paused = true)]
 async fn a_short_token_is_renewed_at_most_once_a_second() {
-    let rig = Rig::start(|n| Answer::token(n, 0.1));
+    let rig = Rig::start(|n| Answer::token(n, 1));
     sleep(secs(60)).await;
     assert!(rig.server.count() > 1);
     assert!(rig.server.gaps().iter().all(|gap| *gap >= secs(1)));
@@ -119,7 +119,7 @@ async fn a_refusal_is_tried_again_after_30_s_doubling_to_5_min() {
 #[tokio::test(start_paused = true)]
 async fn a_changed_secret_is_tried_at_once() {
     let rig = Rig::start(|n| match n {
-        1..=3 => Answer::refusal(401, "invalid_client"),
+        1..=4 => Answer::refusal(401, "invalid_client"),
         _ => Answer::token("new", 3600),
     });
     let third = rig.server.request(3).await;
@@ -129,6 +129,12 @@ async fn a_changed_secret_is_tried_at_once() {
     let fourth = rig.server.request(4).await;
     assert!(fourth.at - changed <= secs(1) + TICK);
     assert_ne!(fourth.text, third.text);
+    let fifth = rig.server.request(5).await;
+    assert_eq!(
+        (fifth.at - fourth.at).as_secs(),
+        30,
+        "the new one has its own backoff"
+    );
     assert_eq!(rig.token().await.unwrap(), "new");
 }
 

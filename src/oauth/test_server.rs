@@ -28,8 +28,6 @@ pub(super) const POLICY: RefreshPolicy = RefreshPolicy {
         refresh_at: 0.8,
         refresh_jitter: 0.1,
         expiry_margin: secs(30),
-        default_lifetime: secs(300),
-        max_lifetime: secs(86_400),
     },
     wait_timeout: secs(5),
     max_waiting: 1024,
@@ -52,8 +50,8 @@ pub(super) fn config(secret: SecretSource) -> TokenEndpointConfig {
         resource: Vec::new(),
         extra_params: Vec::new(),
         request_timeout: secs(10),
-        default_lifetime: POLICY.lifetime.default_lifetime,
-        max_lifetime: POLICY.lifetime.max_lifetime,
+        default_lifetime: secs(300),
+        max_lifetime: secs(86_400),
     }
 }
 

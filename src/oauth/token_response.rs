@@ -54,7 +54,7 @@ pub(super) fn grant(
     Ok(Grant {
         authorization: authorization(&token)?,
         fingerprint: fingerprint(token.expose()),
-        scope: answer.scope,
+        scope: answer.scope.map(|scope| printable(&scope)),
         lifetime,
     })
 }
@@ -133,9 +133,9 @@ fn object<T: DeserializeOwned>(answer: &[u8]) -> Option<T> {
         .flatten()
 }
 
-/// `None` for a token that is over when it comes.
+/// `None` for a token that is over when it comes, or so soon after that renewing it would be a loop.
 fn lifetime(seconds: f64, max: Duration) -> Option<Duration> {
-    if seconds <= 0.0 {
+    if seconds < 1.0 {
         return None;
     }
     Some(Duration::try_from_secs_f64(seconds).unwrap_or(max).min(max))

@@ -153,7 +153,8 @@ fn lifetimes_come_in_many_shapes() {
         ("3600.0", hour),
         ("\"3600.0\"", hour),
         ("3.6e3", hour),
-        ("0.5", Some(Duration::from_millis(500))),
+        ("1.5", Some(Duration::from_millis(1500))),
+        ("0.9", None),
         ("null", default),
         ("0", None),
         ("\"0\"", None),
@@ -354,6 +355,8 @@ fn retry_after_is_seconds_or_a_date_between_1_and_300_s() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     /// C-34
     #[test]
     fn every_token_is_sent_as_it_is_or_not_at_all(
@@ -371,7 +374,7 @@ proptest! {
     fn no_lifetime_is_longer_than_the_longest(seconds in any::<f64>()) {
         if let Ok(grant) = with("expires_in", &format!("{seconds:e}")) {
             prop_assert!(grant.lifetime <= Some(secs(86_400)));
-            prop_assert_eq!(grant.lifetime.is_none(), seconds <= 0.0);
+            prop_assert_eq!(grant.lifetime.is_none(), seconds < 1.0);
         }
     }
 }

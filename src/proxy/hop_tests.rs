@@ -263,6 +263,8 @@ fn framing_is_that_of_the_decoded_body() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     /// for any lines of any bytes.
     #[test]
     fn nothing_connection_specific_is_left(
