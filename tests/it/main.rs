@@ -1,0 +1,26 @@
+//! bearerd from outside: what an application, an upstream, an authorization server and an operator see of it. Each test
+//! runs its own sidecar between servers of its own, on ports of their own.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the threads of tests and of their servers may block"
+)]
+#![allow(unreachable_pub, reason = "in a test binary nothing is reachable")]
+
+// The other side of everything.
+mod support;
+
+// What reaches the upstream and what comes back, byte for byte.
+mod forwarding;
+
+// Requests that the sidecar answers itself, because of what they are.
+mod refusals;
+
+// What the application is told when the upstream fails, and that nothing is sent twice for it.
+mod upstream_failures;

@@ -1,0 +1,129 @@
+//! The real program as a child process.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use super::eventually;
+
+/// A run of `bearerd`. Dropping it kills it.
+pub struct Process {
+    child: Child,
+    stdout: Captured,
+    stderr: Captured,
+}
+
+type Captured = Arc<Mutex<String>>;
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// The exit code.
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Process {
+    /// Runs `bearerd` with these arguments, and with no other variables than these.
+    pub fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_bearerd"))
+            .args(arguments)
+            .env_clear()
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self {
+            stdout: capture(child.stdout.take().unwrap()),
+            stderr: capture(child.stderr.take().unwrap()),
+            child,
+        }
+    }
+
+    /// Runs a command to its end.
+    pub fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Ended {
+        Self::start(arguments, environment).ended()
+    }
+
+    /// Waits for its end.
+    pub fn ended(mut self) -> Ended {
+        let status = eventually("the end of the process", || self.child.try_wait().unwrap());
+        Ended {
+            code: status.code().expect("it ended by itself, not by a signal"),
+            stdout: whole(std::mem::take(&mut self.stdout)),
+            stderr: whole(std::mem::take(&mut self.stderr)),
+        }
+    }
+
+    /// Sends a signal, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let status = Command::new("kill").args(["-s", name, &pid]).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// What it has written so far.
+    pub fn stdout(&self) -> String {
+        text(&self.stdout)
+    }
+
+    /// What it has logged so far.
+    pub fn stderr(&self) -> String {
+        text(&self.stderr)
+    }
+
+    /// A file of `/proc` about it.
+    pub fn proc(&self, name: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{}/{name}", self.child.id())).unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn text(captured: &Captured) -> String {
+    captured
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone()
+}
+
+fn capture(stream: impl Read + Send + 'static) -> Captured {
+    let captured = Captured::default();
+    let shared = captured.clone();
+    thread::spawn(move || {
+        let mut stream = BufReader::new(stream);
+        let mut line = Vec::new();
+        while stream
+            .read_until(b'\n', &mut line)
+            .is_ok_and(|read| read > 0)
+        {
+            let mut text = shared.lock().unwrap_or_else(PoisonError::into_inner);
+            text.push_str(&String::from_utf8_lossy(&line));
+            line.clear();
+        }
+    });
+    captured
+}
+
+/// All there was: the thread that reads gives up its share when the pipe is closed.
+fn whole(mut captured: Captured) -> String {
+    eventually("the end of the output", || {
+        let shared = std::mem::take(&mut captured);
+        match Arc::try_unwrap(shared) {
+            Ok(text) => Some(text.into_inner().unwrap_or_else(PoisonError::into_inner)),
+            Err(shared) => {
+                captured = shared;
+                None
+            }
+        }
+    })
+}

@@ -1,0 +1,303 @@
+//! The sidecar: its configuration, and a run of it in this process.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::iter;
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
+
+use bearerd::app::{App, Outcome, Stop};
+use bearerd::config::{Config, Flags, Inputs};
+use bearerd::runtime;
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+use super::authorization_server::{AuthorizationServer, CLIENT_ID, CLIENT_SECRET};
+use super::certificates::Authority;
+use super::client::{Client, Response, request};
+use super::process::Process;
+use super::upstream::Upstream;
+use super::{eventually, wait_until};
+
+/// A configuration in the making, with a folder of its own.
+pub struct Setup {
+    folder: TempDir,
+    proxy: String,
+    upstream: String,
+    credential: String,
+    others: String,
+}
+
+impl Setup {
+    /// Between these two.
+    pub fn new(upstream_url: &str, authorization_server: &AuthorizationServer) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let secret_file = folder.path().join("client_secret");
+        let setup = Self {
+            proxy: "listen = \"127.0.0.1:0\"\n".to_owned(),
+            upstream: format!("url = {upstream_url:?}\n"),
+            credential: format!(
+                "token_url = {:?}\nclient_secret_file = {:?}\n",
+                authorization_server.url(),
+                secret_file.display().to_string(),
+            ),
+            others: "[admin]\nlisten = \"127.0.0.1:0\"\n".to_owned(),
+            folder,
+        };
+        setup.write_secret(CLIENT_SECRET);
+        setup
+    }
+
+    /// Between these two.
+    pub fn between(upstream: &Upstream, authorization_server: &AuthorizationServer) -> Self {
+        let setup = Self::new(&upstream.url(), authorization_server);
+        match upstream.authority() {
+            Some(authority) => setup.trusting(authority),
+            None => setup,
+        }
+    }
+
+    /// Adds lines to `[proxy]`.
+    pub fn proxy(mut self, lines: &str) -> Self {
+        let _ = writeln!(self.proxy, "{lines}");
+        self
+    }
+
+    /// Adds lines to the upstream's table.
+    pub fn upstream(mut self, lines: &str) -> Self {
+        let _ = writeln!(self.upstream, "{lines}");
+        self
+    }
+
+    /// Adds lines to the credential's table.
+    pub fn credential(mut self, lines: &str) -> Self {
+        let _ = writeln!(self.credential, "{lines}");
+        self
+    }
+
+    /// Adds tables.
+    pub fn tables(mut self, lines: &str) -> Self {
+        let _ = writeln!(self.others, "{lines}");
+        self
+    }
+
+    /// Makes the upstream's certificate trusted.
+    pub fn trusting(self, authority: &Authority) -> Self {
+        let line = format!("ca_file = {:?}", authority.ca_file().display().to_string());
+        self.upstream(&line)
+    }
+
+    /// Writes the client secret.
+    pub fn write_secret(&self, secret: &str) {
+        fs::write(self.secret_file(), secret).unwrap();
+    }
+
+    /// Where the client secret is.
+    pub fn secret_file(&self) -> PathBuf {
+        self.folder.path().join("client_secret")
+    }
+
+    /// Writes the configuration, and says where.
+    pub fn config_file(&self) -> PathBuf {
+        let client_id = if self.credential.contains("client_id") {
+            String::new()
+        } else {
+            format!("client_id = {CLIENT_ID:?}\n")
+        };
+        let text = format!(
+            "[proxy]\n{}\n[upstream.payments]\n{}\n[credential.payments]\n{}{client_id}\n{}",
+            self.proxy, self.upstream, self.credential, self.others
+        );
+        let path = self.folder.path().join("bearerd.toml");
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Starts it in this process, and waits until it is ready.
+    pub fn start(self) -> Sidecar {
+        let sidecar = self.start_unready();
+        sidecar.wait_until_ready();
+        sidecar
+    }
+
+    /// Starts it in this process.
+    pub fn start_unready(self) -> Sidecar {
+        let config = load(&self.config_file());
+        let app = App::bind(config, None).unwrap();
+        let ports = Ports {
+            proxy: app.addresses().proxy[0],
+            admin: app.addresses().admin,
+        };
+        let (stops, receiver) = mpsc::channel(2);
+        let thread = thread::spawn(move || {
+            let outcome = runtime::control(app.run(receiver)).expect("a runtime");
+            outcome.expect("the sidecar runs until it is stopped")
+        });
+        Sidecar {
+            ports,
+            setup: self,
+            stops,
+            thread: Some(thread),
+        }
+    }
+
+    /// Starts the real program, and waits until it is ready.
+    pub fn start_process(self) -> Running {
+        let running = self.start_process_unready();
+        running.wait_until_ready();
+        running
+    }
+
+    /// Starts the real program, and waits until it listens.
+    pub fn start_process_unready(self) -> Running {
+        self.start_process_with(&[])
+    }
+
+    /// The same with these variables.
+    pub fn start_process_with(self, environment: &[(&str, &str)]) -> Running {
+        let config = self.config_file().display().to_string();
+        let process = Process::start(&["--config", &config], environment);
+        Running::new(process, self)
+    }
+}
+
+fn load(path: &Path) -> Config {
+    let flags = Flags {
+        config: Some(path.to_owned()),
+        ..Flags::default()
+    };
+    Config::load(&Inputs::new(flags, iter::empty())).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Where a sidecar listens, and what one asks there.
+#[derive(Clone, Copy, Debug)]
+pub struct Ports {
+    pub proxy: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+impl Ports {
+    /// A connection of the application.
+    pub fn client(&self) -> Client {
+        Client::connect(self.proxy)
+    }
+
+    /// Sends `request` on a connection of its own.
+    pub fn send(&self, request: impl AsRef<[u8]>) -> Response {
+        self.client().exchange(request)
+    }
+
+    /// A GET on a connection of its own.
+    pub fn get(&self, path: &str) -> Response {
+        self.send(request(&format!("GET {path}"), &[], ""))
+    }
+
+    /// A GET to the admin port.
+    pub fn admin(&self, path: &str) -> Response {
+        Client::connect(self.admin).exchange(request(&format!("GET {path}"), &[], ""))
+    }
+
+    /// The value of one series, by the text of its labels as `/metrics` has it.
+    pub fn metric(&self, series: &str) -> f64 {
+        let metrics = self.admin("/metrics").ok();
+        let line = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        let value = line.unwrap_or_else(|| panic!("no series {series} in\n{metrics}"));
+        value.parse().unwrap()
+    }
+
+    /// Waits until a series has this value.
+    pub fn wait_for_metric(&self, series: &str, value: f64) {
+        wait_until(&format!("{series} {value}"), || {
+            self.metric(series) == value
+        });
+    }
+
+    /// Waits until requests will be served.
+    pub fn wait_until_ready(&self) {
+        wait_until("readiness", || self.admin("/readyz").status() == 200);
+    }
+}
+
+/// A sidecar in this process. Dropping it cuts whatever it does.
+pub struct Sidecar {
+    ports: Ports,
+    pub setup: Setup,
+    stops: mpsc::Sender<Stop>,
+    thread: Option<JoinHandle<Outcome>>,
+}
+
+impl Sidecar {
+    /// Between these two, ready.
+    pub fn between(upstream: &Upstream, authorization_server: &AuthorizationServer) -> Self {
+        Setup::between(upstream, authorization_server).start()
+    }
+
+    /// Stops it; nothing may be lost.
+    pub fn stop(mut self) {
+        self.stops.try_send(Stop::AtOnce).expect("it is running");
+        let thread = self.thread.take().expect("it is running");
+        assert_eq!(thread.join().expect("no panic"), Outcome { cut: 0 });
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        // The second wish cuts what the test left behind.
+        let _ = self.stops.try_send(Stop::AtOnce);
+        let _ = self.stops.try_send(Stop::AtOnce);
+        let ended = thread.join();
+        assert!(ended.is_ok() || thread::panicking(), "the sidecar panicked");
+    }
+}
+
+impl Deref for Sidecar {
+    type Target = Ports;
+
+    fn deref(&self) -> &Ports {
+        &self.ports
+    }
+}
+
+/// The real program, running.
+pub struct Running {
+    ports: Ports,
+    pub process: Process,
+    pub setup: Setup,
+}
+
+impl Running {
+    fn new(process: Process, setup: Setup) -> Self {
+        let address = |name: &str| {
+            eventually("the start-up lines", || {
+                let log = process.stderr();
+                let line = log.lines().find(|line| line.contains(name))?;
+                let (_, rest) = line.split_once("http://")?;
+                let end = rest.find([' ', '"']).unwrap_or(rest.len());
+                rest[..end].parse().ok()
+            })
+        };
+        Self {
+            ports: Ports {
+                proxy: address("proxy  "),
+                admin: address("admin  "),
+            },
+            process,
+            setup,
+        }
+    }
+}
+
+impl Deref for Running {
+    type Target = Ports;
+
+    fn deref(&self) -> &Ports {
+        &self.ports
+    }
+}

@@ -1,0 +1,431 @@
+//! What the application is told when the upstream fails, and that nothing is ever sent twice for it.
+
+use std::thread;
+use std::time::Duration;
+
+use crate::support::client::request;
+use crate::support::server::Exchange;
+use crate::support::upstream::OK;
+use crate::support::{AuthorizationServer, Gate, Response, Setup, Sidecar, Upstream, wait_until};
+
+/// Sends a GET and a POST, each to a fresh sidecar, and asserts that both are answered so, after one attempt each.
+fn assert_fails(
+    upstream: impl Fn() -> Upstream,
+    settings: &str,
+    status: u16,
+    code: &str,
+) -> Vec<Response> {
+    let post = request("POST /payments/", &["Content-Length: 5"], "hello");
+    [request("GET /payments/", &[], ""), post]
+        .into_iter()
+        .map(|request| {
+            let (upstream, auth) = (upstream(), AuthorizationServer::new());
+            let sidecar = Setup::between(&upstream, &auth).upstream(settings).start();
+            let answer = sidecar.send(&request);
+            assert_eq!(answer.problem(), (status, code.to_owned()));
+            assert!(!answer.text().contains(&upstream.address.to_string()));
+            let refused = format!("bearerd_rejected_requests_total{{reason=\"{code}\"}}");
+            assert_eq!(sidecar.metric(&refused), 1.0);
+            sidecar.stop();
+            assert!(upstream.requests().len() <= 1, "sent twice");
+            answer
+        })
+        .collect()
+}
+
+/// The same with an upstream that does this with every request.
+fn assert_failing_script_fails(
+    script: fn(&mut Exchange<'_>) -> std::io::Result<()>,
+    settings: &str,
+    status: u16,
+    code: &str,
+) {
+    assert_fails(|| Upstream::scripted(script), settings, status, code);
+}
+
+/// A sidecar before an upstream that does this with every request, and both.
+fn sidecar_before(
+    settings: &str,
+    script: impl Fn(&mut Exchange<'_>) -> std::io::Result<()> + Send + Sync + 'static,
+) -> (Sidecar, Upstream, AuthorizationServer) {
+    let (upstream, auth) = (Upstream::scripted(script), AuthorizationServer::new());
+    let sidecar = Setup::between(&upstream, &auth).upstream(settings).start();
+    (sidecar, upstream, auth)
+}
+
+/// E-11
+#[test]
+fn a_refused_connection_is_an_unreachable_upstream() {
+    assert_fails(Upstream::down, "", 502, "upstream_unreachable");
+}
+
+/// E-26
+#[test]
+fn a_name_without_an_address_is_a_dns_error() {
+    let auth = AuthorizationServer::new();
+    let sidecar = Setup::new("http://name.invalid", &auth).start();
+    assert_eq!(
+        sidecar.get("/").problem(),
+        (502, "upstream_dns_error".to_owned())
+    );
+}
+
+/// C-75, E-28: a certificate of an unknown authority; nothing of the request is sent.
+#[test]
+fn a_certificate_that_does_not_verify_is_a_tls_error() {
+    let (upstream, auth) = (
+        Upstream::scripted_tls(|exchange| exchange.send(OK)),
+        AuthorizationServer::new(),
+    );
+    let sidecar = Setup::new(&upstream.url(), &auth).start();
+    assert_eq!(
+        sidecar.get("/").problem(),
+        (502, "upstream_tls_error".to_owned())
+    );
+    assert!(upstream.requests().is_empty());
+}
+
+/// C-75
+#[test]
+fn a_certificate_of_another_host_is_a_tls_error() {
+    let (upstream, auth) = (
+        Upstream::scripted_tls(|exchange| exchange.send(OK)),
+        AuthorizationServer::new(),
+    );
+    let url = format!("https://localhost:{}", upstream.address.port());
+    let sidecar = Setup::new(&url, &auth)
+        .trusting(upstream.authority().unwrap())
+        .start();
+    assert_eq!(
+        sidecar.get("/").problem(),
+        (502, "upstream_tls_error".to_owned())
+    );
+    assert!(upstream.requests().is_empty());
+}
+
+/// A port where somebody listens who does not speak TLS.
+#[test]
+fn a_server_without_tls_is_a_tls_error() {
+    let (upstream, auth) = (
+        Upstream::answering_once("SSH-2.0-OpenSSH\r\n"),
+        AuthorizationServer::new(),
+    );
+    let greeting = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}", greeting.local_addr().unwrap());
+    let greeter = thread::spawn(move || {
+        let (mut stream, _) = greeting.accept().unwrap();
+        std::io::Write::write_all(&mut stream, b"SSH-2.0-OpenSSH\r\n").unwrap();
+    });
+    let sidecar = Setup::new(&url, &auth).start();
+    assert_eq!(
+        sidecar.get("/").problem(),
+        (502, "upstream_tls_error".to_owned())
+    );
+    greeter.join().unwrap();
+    drop(upstream);
+}
+
+/// E-13, E-14, A-082: it may have acted on the request, so even a GET is not sent again.
+#[test]
+fn a_connection_that_ends_before_the_answer_is_a_reset() {
+    assert_failing_script_fails(
+        |exchange| {
+            exchange.body();
+            exchange.reset()
+        },
+        "",
+        502,
+        "upstream_reset",
+    );
+    assert_failing_script_fails(
+        |exchange| {
+            exchange.body();
+            exchange.close()
+        },
+        "",
+        502,
+        "upstream_reset",
+    );
+    assert_failing_script_fails(
+        |exchange| {
+            exchange.body();
+            exchange.send("HTTP/1.1 200 OK\r\nContent-Le")?;
+            exchange.close()
+        },
+        "",
+        502,
+        "upstream_reset",
+    );
+}
+
+/// E-19, A-073
+#[test]
+fn an_answer_that_does_not_come_is_a_timeout() {
+    let answers = assert_fails(
+        || Upstream::scripted(|exchange| exchange.stall()),
+        "response_timeout = \"300ms\"",
+        504,
+        "upstream_timeout",
+    );
+    let status = answers[0].value("proxy-status").unwrap();
+    assert_eq!(status, "bearerd; error=http_response_timeout");
+    assert_failing_script_fails(
+        |exchange| {
+            loop {
+                exchange.send("HTTP/1.1 102 Processing\r\n\r\n")?;
+                thread::sleep(Duration::from_millis(10));
+            }
+        },
+        "response_timeout = \"300ms\"",
+        504,
+        "upstream_timeout",
+    );
+}
+
+/// A-061…A-063, A-072…A-077
+#[test]
+fn an_answer_that_is_not_http_is_a_protocol_error() {
+    for answer in [
+        "SSH-2.0-OpenSSH\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        "HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\nhello",
+        "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nX : 1\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nX: \0\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 99 No\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+    ] {
+        let upstream = || Upstream::answering_once(answer);
+        assert_fails(upstream, "", 502, "upstream_protocol_error");
+    }
+    let giant = format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(500_000));
+    let upstream = || Upstream::answering_once(giant.clone());
+    assert_fails(upstream, "", 502, "upstream_protocol_error");
+}
+
+/// A-074
+#[test]
+fn an_answer_with_many_fields_passes() {
+    let fields: String = (0..150)
+        .map(|number| format!("X-{number}: {number}\r\n"))
+        .collect();
+    let answer = format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 2\r\n\r\nok");
+    let (sidecar, _upstream, _auth) = sidecar_before("", move |exchange| exchange.send(&answer));
+    let answer = sidecar.get("/");
+    assert_eq!(
+        (answer.ok(), answer.value("x-149").unwrap()),
+        ("ok".to_owned(), "149".to_owned())
+    );
+}
+
+/// A-065, A-066, E-16
+#[test]
+fn an_answer_that_breaks_off_never_looks_complete() {
+    for answer in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nhello",
+    ] {
+        for reset in [false, true] {
+            let (sidecar, _upstream, _auth) = sidecar_before("", move |exchange| {
+                exchange.send(answer)?;
+                if reset {
+                    exchange.reset()
+                } else {
+                    exchange.close()
+                }
+            });
+            let mut client = sidecar.client();
+            client.send(request("GET /", &[], ""));
+            let response = client.receive_what_comes();
+            assert!(
+                response.status() == 200 && !response.body.complete,
+                "{answer:?} {response:?}"
+            );
+            assert!(client.is_closed());
+        }
+    }
+}
+
+/// A-067, A-068: what nobody asked for is not delivered, and its connection not used again.
+#[test]
+fn unasked_bytes_after_an_answer_reach_nobody() {
+    let (sidecar, upstream, _auth) = sidecar_before("", |exchange| {
+        exchange.send(format!("{OK}HTTP/1.1 408 Late\r\n\r\n"))
+    });
+    let mut client = sidecar.client();
+    for _ in 0..5 {
+        assert_eq!(client.exchange(request("GET /", &[], "")).ok(), "ok");
+        sidecar.wait_for_metric("bearerd_upstream_connections_open", 0.0);
+    }
+    assert_eq!((upstream.requests().len(), upstream.connections()), (5, 5));
+}
+
+/// E-15: the upstream closes the connection while it is idle.
+#[test]
+fn a_stale_connection_costs_nothing() {
+    let (sidecar, upstream, _auth) = sidecar_before("", |exchange| {
+        exchange.body();
+        exchange.send(OK)
+    });
+    let post = request("POST /", &["Content-Length: 5"], "hello");
+    for _ in 0..5 {
+        assert_eq!(sidecar.send(&post).ok(), "ok");
+        upstream.close_connections();
+        sidecar.wait_for_metric("bearerd_upstream_connections_open", 0.0);
+    }
+    assert_eq!(upstream.requests().len(), 5);
+}
+
+/// E-15: the same while the next request is on its way already: it may fail, and is never sent twice.
+#[test]
+fn a_request_that_races_the_close_is_sent_at_most_once() {
+    let (sidecar, upstream, _auth) = sidecar_before("", |exchange| {
+        exchange.body();
+        exchange.send(OK)?;
+        exchange.close()
+    });
+    let mut client = sidecar.client();
+    for number in 0..200 {
+        let post = request(&format!("POST /{number}"), &["Content-Length: 5"], "hello");
+        let answer = client.exchange(post);
+        assert!(
+            answer.status() == 200 || answer.problem() == (502, "upstream_reset".to_owned()),
+            "{answer:?}"
+        );
+    }
+    let mut targets: Vec<String> = upstream
+        .requests()
+        .iter()
+        .map(|request| request.target().to_owned())
+        .collect();
+    let all = targets.len();
+    targets.sort_unstable();
+    targets.dedup();
+    assert_eq!(targets.len(), all, "sent twice");
+}
+
+/// H-04, linkerd's `response_timeout_ignores_request_body`: the timeout counts from the last bytes of the request.
+#[test]
+fn an_upload_that_moves_may_take_longer_than_the_response_timeout() {
+    let (sidecar, upstream, _auth) = sidecar_before("response_timeout = \"1s\"", |exchange| {
+        exchange.body();
+        exchange.send(OK)
+    });
+    let mut client = sidecar.client();
+    client.send(request("POST /", &["Content-Length: 12"], ""));
+    for _ in 0..12 {
+        thread::sleep(Duration::from_millis(250));
+        client.send("x");
+    }
+    assert_eq!(client.receive().ok(), "ok");
+    assert_eq!(upstream.request().body.data, b"xxxxxxxxxxxx");
+}
+
+/// D-52: an application that stops in the middle of its body.
+#[test]
+fn an_upload_that_stalls_is_cut() {
+    let (sidecar, upstream, _auth) = sidecar_before("idle_timeout = \"300ms\"", |exchange| {
+        exchange.body();
+        exchange.send(OK)
+    });
+    let mut client = sidecar.client();
+    client.send(request("POST /", &["Content-Length: 10"], "hello"));
+    assert_eq!(client.receive().problem(), (400, "bad_request".to_owned()));
+    assert!(!upstream.request().body.complete);
+}
+
+/// E-20
+#[test]
+fn an_answer_that_stalls_is_cut() {
+    let (sidecar, _upstream, _auth) = sidecar_before("idle_timeout = \"300ms\"", |exchange| {
+        exchange.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")?;
+        exchange.stall()
+    });
+    let mut client = sidecar.client();
+    client.send(request("GET /", &[], ""));
+    let answer = client.receive_what_comes();
+    assert_eq!(
+        (answer.text(), answer.body.complete),
+        ("hello".to_owned(), false)
+    );
+    sidecar.wait_for_metric("http_server_active_requests", 0.0);
+}
+
+/// A-081, E-17
+#[test]
+fn an_early_answer_is_delivered_before_the_upload_ends() {
+    let (sidecar, _upstream, _auth) = sidecar_before("", |exchange| {
+        exchange.send("HTTP/1.1 413 Too Large\r\nContent-Length: 4\r\n\r\nstop")?;
+        exchange.stall()
+    });
+    let mut client = sidecar.client();
+    client.send(request("POST /", &["Content-Length: 1000000"], "begin"));
+    let answer = client.receive();
+    assert_eq!((answer.status(), answer.text()), (413, "stop".to_owned()));
+}
+
+/// E-18
+#[test]
+fn an_answer_after_a_half_close_of_the_application_may_not_be_lost_at_the_upstream() {
+    let gate = Gate::default();
+    let held = gate.clone();
+    let (sidecar, upstream, _auth) = sidecar_before("", move |exchange| {
+        held.wait();
+        exchange.send(OK)
+    });
+    let mut client = sidecar.client();
+    client.send(request("GET /", &[], ""));
+    upstream.wait_for_requests(1);
+    drop(client);
+    sidecar.wait_for_metric("http_server_active_requests", 0.0);
+    gate.open();
+    wait_until("an idle sidecar", || {
+        sidecar.metric("bearerd_upstream_connections_open") == 0.0
+    });
+    assert_eq!(sidecar.get("/").ok(), "ok");
+    assert_eq!(
+        upstream.requests().len(),
+        2,
+        "the abandoned request is not sent again"
+    );
+}
+
+/// E-22
+#[test]
+fn failures_of_the_upstream_itself_pass_untouched() {
+    let answer =
+        "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 7\r\nContent-Length: 4\r\n\r\nbusy";
+    let (sidecar, upstream, _auth) = sidecar_before("", move |exchange| exchange.send(answer));
+    let answer = sidecar.get("/");
+    assert_eq!((answer.status(), answer.text()), (503, "busy".to_owned()));
+    assert_eq!(answer.value("retry-after").unwrap(), "7");
+    assert_eq!(answer.value("proxy-status"), None);
+    assert_eq!(upstream.requests().len(), 1);
+    assert_eq!(
+        sidecar.metric("bearerd_rejected_requests_total{reason=\"upstream_reset\"}"),
+        0.0
+    );
+}
+
+/// A-060: the framing of the answer is made anew, and nothing after it is taken for another answer.
+#[test]
+fn content_length_beside_chunked_in_an_answer_goes_no_further() {
+    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 30\r\nTransfer-Encoding: chunked\r\n\r\n\
+        5\r\nhello\r\n0\r\n\r\n";
+    let (sidecar, _upstream, _auth) = sidecar_before("", move |exchange| exchange.send(answer));
+    let mut client = sidecar.client();
+    for _ in 0..3 {
+        let answer = client.exchange(request("GET /", &[], ""));
+        if answer.status() == 200 {
+            assert_eq!(answer.text(), "hello");
+            assert_eq!(answer.value("content-length"), None);
+        } else {
+            assert_eq!(
+                answer.problem(),
+                (502, "upstream_protocol_error".to_owned())
+            );
+        }
+    }
+}
