@@ -43,6 +43,8 @@ pub enum ProxyError {
     ResponseTimeout(Duration),
     #[error("the upstream switched protocols, which nobody asked for")]
     SurpriseUpgrade,
+    #[error("the upstream's answer has a framing that can be read in two ways")]
+    AmbiguousFraming,
     #[error("a handler panicked")]
     Panicked,
 }
@@ -115,7 +117,7 @@ impl ProxyError {
                 SendFault::Downstream => Code::BadRequest,
             },
             Self::ResponseTimeout(_) => Code::UpstreamTimeout,
-            Self::SurpriseUpgrade => Code::UpstreamProtocolError,
+            Self::SurpriseUpgrade | Self::AmbiguousFraming => Code::UpstreamProtocolError,
             Self::Panicked => Code::InternalError,
         }
     }

@@ -153,6 +153,9 @@ impl Gateway {
         if answer.status == StatusCode::SWITCHING_PROTOCOLS {
             return Err(ProxyError::SurpriseUpgrade);
         }
+        if !hop::response_framing_is_sound(&answer.headers) {
+            return Err(ProxyError::AmbiguousFraming);
+        }
         if answer.status == StatusCode::UNAUTHORIZED {
             self.unauthorized(&answer.headers, &token).await;
         }

@@ -58,19 +58,7 @@ impl Framing {
     /// # Errors
     /// 501 for a coding besides chunked, 400 for chunked twice or not last (RFC 9112 §6.1).
     pub fn of_request(headers: &HeaderMap) -> Result<Self, ProxyError> {
-        let codings = headers.get_all(header::TRANSFER_ENCODING);
-        let mut chunked = 0;
-        let mut other = false;
-        for coding in codings
-            .iter()
-            .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
-        {
-            match coding.trim_ascii() {
-                b"" => {}
-                coding if coding.eq_ignore_ascii_case(b"chunked") => chunked += 1,
-                _ => other = true,
-            }
-        }
+        let (chunked, other) = codings(headers);
         match (chunked, other) {
             (0, false) if headers.contains_key(header::TRANSFER_ENCODING) => {
                 Err(ProxyError::BadRequest(BadRequest::TransferEncoding))
@@ -99,6 +87,35 @@ impl Framing {
                 );
             }
         }
+    }
+}
+
+/// How often `Transfer-Encoding` says chunked, and whether it says anything else.
+fn codings(headers: &HeaderMap) -> (usize, bool) {
+    let mut chunked = 0;
+    let mut other = false;
+    for coding in headers
+        .get_all(header::TRANSFER_ENCODING)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+    {
+        match coding.trim_ascii() {
+            b"" => {}
+            coding if coding.eq_ignore_ascii_case(b"chunked") => chunked += 1,
+            _ => other = true,
+        }
+    }
+    (chunked, other)
+}
+
+/// Whether a response has one framing that both sides read alike. hyper decodes one chunked and no more, so the body of
+/// any other coding would go on without its label; and a length beside it invites to read another answer into the body
+/// (RFC 9112 §6.3).
+pub fn response_framing_is_sound(headers: &HeaderMap) -> bool {
+    match codings(headers) {
+        (0, false) => true,
+        (1, false) => !headers.contains_key(header::CONTENT_LENGTH),
+        _ => false,
     }
 }
 
