@@ -24,3 +24,6 @@ mod refusals;
 
 // What the application is told when the upstream fails, and that nothing is sent twice for it.
 mod upstream_failures;
+
+// How tokens are asked for, kept, renewed and replaced.
+mod tokens;

@@ -18,7 +18,7 @@ fn assert_refused_with(
     let sidecar = Setup::between(&upstream, &auth).proxy(proxy).start();
     let shown = String::from_utf8_lossy(request.as_ref()).into_owned();
     let answer = sidecar.send(&request);
-    assert_eq!(answer.problem(), (status, code.to_owned()), "{shown}");
+    answer.assert_problem(status, code);
     assert!(!answer.text().contains(&upstream.address.to_string()));
     let refused = format!("bearerd_rejected_requests_total{{reason=\"{code}\"}}");
     assert_eq!(sidecar.metric(&refused), 1.0);
@@ -220,10 +220,7 @@ fn a_loop_ends_at_its_second_pass() {
     });
     let inner = Setup::new(&outer.url(), &auth).start();
     let sidecar = Setup::new(&format!("http://{}", inner.proxy), &auth).start();
-    assert_eq!(
-        sidecar.get("/").problem(),
-        (508, "loop_detected".to_owned())
-    );
+    sidecar.get("/").assert_problem(508, "loop_detected");
     assert_eq!(outer.connections(), 0);
 }
 
@@ -256,10 +253,7 @@ fn a_chunked_body_over_the_limit_never_looks_complete() {
     client.send(request("POST /", &fields, "4\r\n1234\r\n"));
     upstream.wait_for_requests(2);
     client.send("5\r\n56789\r\n0\r\n\r\n");
-    assert_eq!(
-        client.receive().problem(),
-        (413, "body_too_large".to_owned())
-    );
+    client.receive().assert_problem(413, "body_too_large");
     wait_until("its end at the upstream", || upstream.requests()[1].is_over);
     assert!(!upstream.requests()[1].body.complete);
 }
@@ -281,10 +275,7 @@ fn a_refusal_is_readable_while_a_large_body_is_sent() {
                 break;
             }
         }
-        assert_eq!(
-            client.receive().problem(),
-            (403, "forbidden_origin".to_owned())
-        );
+        client.receive().assert_problem(403, "forbidden_origin");
     }
     assert_eq!(upstream.connections(), 0);
 }
@@ -296,7 +287,7 @@ fn a_refused_expectant_request_gets_no_100_first() {
     let sidecar = Sidecar::between(&upstream, &auth);
     let fields = ["Origin: null", "Expect: 100-continue", "Content-Length: 5"];
     let answer = sidecar.send(request("POST /", &fields, ""));
-    assert_eq!(answer.problem(), (403, "forbidden_origin".to_owned()));
+    answer.assert_problem(403, "forbidden_origin");
 }
 
 /// what was a body is never taken for a request.
@@ -308,10 +299,7 @@ fn the_body_of_a_refused_request_is_no_request() {
     let length = format!("Content-Length: {}", poison.len());
     let mut client = sidecar.client();
     client.send(request("POST /", &["Origin: null", &length], poison));
-    assert_eq!(
-        client.receive().problem(),
-        (403, "forbidden_origin".to_owned())
-    );
+    client.receive().assert_problem(403, "forbidden_origin");
     client.finish();
     assert!(client.is_closed(), "one answer, and no more");
     assert_eq!(upstream.connections(), 0);
@@ -333,7 +321,7 @@ fn more_requests_in_flight_than_the_limit_are_refused_at_once() {
     first.send(request("GET /", &[], ""));
     upstream.wait_for_requests(1);
     let second = sidecar.get("/");
-    assert_eq!(second.problem(), (503, "overloaded".to_owned()));
+    second.assert_problem(503, "overloaded");
     assert_eq!(second.value("retry-after").unwrap(), "1");
     opened.open();
     assert_eq!(first.receive().ok(), "ok");
@@ -353,7 +341,7 @@ fn more_connections_than_the_limit_get_a_readable_refusal() {
         let mut second = sidecar.client();
         let _ = second.try_send(request("POST /", &["Content-Length: 5"], "hello"));
         let answer = second.receive();
-        assert_eq!(answer.problem(), (503, "overloaded".to_owned()));
+        answer.assert_problem(503, "overloaded");
         assert_eq!(answer.value("connection").unwrap(), "close");
         assert!(second.is_closed());
     }

@@ -22,7 +22,7 @@ fn assert_fails(
             let (upstream, auth) = (upstream(), AuthorizationServer::new());
             let sidecar = Setup::between(&upstream, &auth).upstream(settings).start();
             let answer = sidecar.send(&request);
-            assert_eq!(answer.problem(), (status, code.to_owned()));
+            answer.assert_problem(status, code);
             assert!(!answer.text().contains(&upstream.address.to_string()));
             let refused = format!("bearerd_rejected_requests_total{{reason=\"{code}\"}}");
             assert_eq!(sidecar.metric(&refused), 1.0);
@@ -64,10 +64,7 @@ fn a_refused_connection_is_an_unreachable_upstream() {
 fn a_name_without_an_address_is_a_dns_error() {
     let auth = AuthorizationServer::new();
     let sidecar = Setup::new("http://name.invalid", &auth).start();
-    assert_eq!(
-        sidecar.get("/").problem(),
-        (502, "upstream_dns_error".to_owned())
-    );
+    sidecar.get("/").assert_problem(502, "upstream_dns_error");
 }
 
 /// C-75, E-28: a certificate of an unknown authority; nothing of the request is sent.
@@ -78,10 +75,7 @@ fn a_certificate_that_does_not_verify_is_a_tls_error() {
         AuthorizationServer::new(),
     );
     let sidecar = Setup::new(&upstream.url(), &auth).start();
-    assert_eq!(
-        sidecar.get("/").problem(),
-        (502, "upstream_tls_error".to_owned())
-    );
+    sidecar.get("/").assert_problem(502, "upstream_tls_error");
     assert!(upstream.requests().is_empty());
 }
 
@@ -96,10 +90,7 @@ fn a_certificate_of_another_host_is_a_tls_error() {
     let sidecar = Setup::new(&url, &auth)
         .trusting(upstream.authority().unwrap())
         .start();
-    assert_eq!(
-        sidecar.get("/").problem(),
-        (502, "upstream_tls_error".to_owned())
-    );
+    sidecar.get("/").assert_problem(502, "upstream_tls_error");
     assert!(upstream.requests().is_empty());
 }
 
@@ -117,10 +108,7 @@ fn a_server_without_tls_is_a_tls_error() {
         std::io::Write::write_all(&mut stream, b"SSH-2.0-OpenSSH\r\n").unwrap();
     });
     let sidecar = Setup::new(&url, &auth).start();
-    assert_eq!(
-        sidecar.get("/").problem(),
-        (502, "upstream_tls_error".to_owned())
-    );
+    sidecar.get("/").assert_problem(502, "upstream_tls_error");
     greeter.join().unwrap();
     drop(upstream);
 }
@@ -332,7 +320,7 @@ fn an_upload_that_stalls_is_cut() {
     });
     let mut client = sidecar.client();
     client.send(request("POST /", &["Content-Length: 10"], "hello"));
-    assert_eq!(client.receive().problem(), (400, "bad_request".to_owned()));
+    client.receive().assert_problem(400, "bad_request");
     assert!(!upstream.request().body.complete);
 }
 

@@ -1,7 +1,8 @@
 //! An application: sends exact bytes, and reads exact bytes.
 
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -82,6 +83,14 @@ impl Client {
         let mut bytes = vec![0; number];
         self.0.read_exact(&mut bytes).expect("more bytes");
         bytes
+    }
+
+    /// The next response, if it begins within this time. Nothing can be received after `None`.
+    pub fn receive_within(&mut self, time: Duration) -> Option<Response> {
+        self.0.get_ref().set_read_timeout(Some(time)).unwrap();
+        let begins = self.0.fill_buf().is_ok_and(|bytes| !bytes.is_empty());
+        self.0.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
+        begins.then(|| self.receive())
     }
 
     /// Whether the sidecar closes, and says nothing before; waits for it.
@@ -170,8 +179,8 @@ impl Response {
         (self.status(), code)
     }
 
-    /// The same, borrowed for comparisons.
-    pub fn is_problem(&self, status: u16, code: &str) -> bool {
-        self.problem() == (status, code.to_owned())
+    /// Asserts that it is an answer of the sidecar's own.
+    pub fn assert_problem(&self, status: u16, code: &str) {
+        assert_eq!(self.problem(), (status, code.to_owned()));
     }
 }
