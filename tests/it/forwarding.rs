@@ -177,7 +177,7 @@ fn exactly_one_authorization_arrives_and_it_is_ours() {
 /// A-092, H-20: hyper's HTTP/2 client strips what `Connection` names, by itself.
 #[test]
 fn exactly_one_authorization_arrives_over_http2() {
-    let (upstream, auth) = (H2Upstream::ok(), AuthorizationServer::new());
+    let (upstream, auth) = (H2Upstream::echo(), AuthorizationServer::new());
     let sidecar = Setup::new(&upstream.url(), &auth)
         .trusting(&upstream.authority)
         .start();
@@ -188,7 +188,7 @@ fn exactly_one_authorization_arrives_over_http2() {
     ];
     assert_eq!(
         sidecar.send(request("POST /x?y", &fields, "hello")).ok(),
-        "ok"
+        "hello"
     );
     let request = upstream.request();
     assert_eq!(request.values("authorization"), ["Bearer token-1"]);

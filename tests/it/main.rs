@@ -27,3 +27,9 @@ mod upstream_failures;
 
 // How tokens are asked for, kept, renewed and replaced.
 mod tokens;
+
+// Bodies pass as they come, whatever their size, through a bounded amount of memory.
+mod streaming;
+
+// How the real program stops.
+mod drain;

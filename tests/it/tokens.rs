@@ -191,7 +191,7 @@ fn a_wrong_secret_is_503_until_the_file_is_corrected() {
         sidecar.admin("/readyz").text().contains("invalid_client")
     });
     let answer = sidecar.get("/");
-    assert_eq!(answer.problem().0, 503);
+    answer.assert_problem(503, "token_unavailable");
     assert_eq!(
         answer.value("proxy-status").unwrap(),
         "bearerd; error=proxy_configuration_error"

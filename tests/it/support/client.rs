@@ -22,11 +22,16 @@ pub struct Client(BufReader<TcpStream>);
 impl Client {
     /// Connects.
     pub fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
+        Self::try_connect(address).expect("the sidecar takes connections")
+    }
+
+    /// Connects, if connections are taken.
+    pub fn try_connect(address: SocketAddr) -> Option<Self> {
+        let stream = TcpStream::connect(address).ok()?;
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Self(BufReader::new(stream))
+        Some(Self(BufReader::new(stream)))
     }
 
     /// Sends `bytes` as they are.
@@ -119,9 +124,19 @@ impl Client {
         self.receive()
     }
 
+    /// Whether the connection ends before another byte; waits for either.
+    pub fn is_over(&mut self) -> bool {
+        !self.0.fill_buf().is_ok_and(|bytes| !bytes.is_empty())
+    }
+
     /// Reads bytes as they come.
     pub fn reader(&mut self) -> &mut impl Read {
         &mut self.0
+    }
+
+    /// Writes bytes as they are made.
+    pub fn stream(&mut self) -> &mut impl Write {
+        self.0.get_mut()
     }
 }
 

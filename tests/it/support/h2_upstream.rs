@@ -1,8 +1,7 @@
 //! An upstream that speaks HTTP/2 behind TLS. It is made of hyper, so it records what was decoded, not bytes.
 
-use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use bytes::Bytes;
@@ -35,7 +34,7 @@ impl H2Request {
     }
 }
 
-/// The upstream. It answers `ok` to everything.
+/// The upstream. It answers with the body of the request.
 pub struct H2Upstream {
     pub address: SocketAddr,
     pub authority: Authority,
@@ -46,7 +45,7 @@ pub struct H2Upstream {
 
 impl H2Upstream {
     /// Starts it.
-    pub fn ok() -> Self {
+    pub fn echo() -> Self {
         let authority = Authority::new();
         let acceptor = TlsAcceptor::from(authority.server("127.0.0.1", &["h2"]));
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -89,8 +88,8 @@ impl H2Upstream {
 
     /// The one request there has been.
     pub fn request(&self) -> H2Request {
-        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        assert_eq!(requests.len(), 1, "requests: {requests:#?}");
+        let mut requests = lock(&self.requests);
+        assert_eq!(requests.len(), 1, "requests: {}", requests.len());
         requests.remove(0)
     }
 }
@@ -111,23 +110,26 @@ async fn carry(acceptor: TlsAcceptor, stream: TcpStream, recorded: Arc<Mutex<Vec
         let recorded = recorded.clone();
         async move {
             let (head, body) = request.into_parts();
-            if let Ok(body) = body.collect().await {
-                let request = H2Request {
-                    method: head.method,
-                    uri: head.uri,
-                    headers: head.headers,
-                    body: body.to_bytes(),
-                };
-                recorded
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(request);
-            }
-            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"ok"))))
+            let body = match body.collect().await {
+                Ok(body) => body.to_bytes(),
+                Err(error) => return Err(error),
+            };
+            let request = H2Request {
+                method: head.method,
+                uri: head.uri,
+                headers: head.headers,
+                body: body.clone(),
+            };
+            lock(&recorded).push(request);
+            Ok(Response::new(Full::new(body)))
         }
     });
     // How the sidecar ends its connections is not the matter here.
     let _ = http2::Builder::new(TokioExecutor::new())
         .serve_connection(TokioIo::new(stream), service)
         .await;
+}
+
+fn lock(requests: &Mutex<Vec<H2Request>>) -> MutexGuard<'_, Vec<H2Request>> {
+    requests.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,197 @@
+//! How the real program stops: nothing is lost while there is time, and it is over when there is none.
+
+use std::thread;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::support::client::request;
+use crate::support::sidecar::Running;
+use crate::support::upstream::OK;
+use crate::support::{AuthorizationServer, Client, Gate, Setup, Upstream, wait_until};
+
+/// An upstream that holds its answers back.
+fn holding(gate: &Gate) -> Upstream {
+    let gate = gate.clone();
+    Upstream::scripted(move |exchange| {
+        gate.wait();
+        exchange.send(OK)
+    })
+}
+
+/// Sends a request, and waits until it is in flight at the upstream.
+fn in_flight(sidecar: &Running, upstream: &Upstream) -> Client {
+    let mut client = sidecar.client();
+    client.send(request("GET /", &[], ""));
+    upstream.wait_for_requests(1);
+    client
+}
+
+fn wait_for_the_drain(sidecar: &Running) {
+    wait_until("the drain", || {
+        sidecar.process.stderr().contains("draining")
+    });
+}
+
+/// E-30
+#[test]
+fn a_request_in_flight_is_finished_after_sigterm() {
+    let (gate, auth) = (Gate::default(), AuthorizationServer::new());
+    let upstream = holding(&gate);
+    let sidecar = Setup::between(&upstream, &auth)
+        .proxy("drain_delay = \"100ms\"")
+        .start_process();
+    let mut client = in_flight(&sidecar, &upstream);
+    sidecar.process.signal("TERM");
+    wait_for_the_drain(&sidecar);
+    gate.open();
+    let answer = client.receive();
+    assert_eq!(answer.ok(), "ok");
+    assert_eq!(answer.value("connection").unwrap(), "close");
+    let ended = sidecar.process.ended();
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("nothing was lost"),
+        "{}",
+        ended.stderr
+    );
+}
+
+/// E-30: others must learn of it first, so it serves on, and says so.
+#[test]
+fn during_the_delay_it_serves_on_and_asks_to_go_elsewhere() {
+    let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
+    let sidecar = Setup::between(&upstream, &auth)
+        .proxy("drain_delay = \"1h\"\ndrain_timeout = \"2h\"")
+        .start_process();
+    let mut client = sidecar.client();
+    assert_eq!(
+        client
+            .exchange(request("GET /", &[], ""))
+            .value("connection"),
+        None
+    );
+    sidecar.process.signal("TERM");
+    wait_until("not ready", || sidecar.admin("/readyz").status() == 503);
+    assert!(sidecar.admin("/readyz").text().contains("[-] draining"));
+    assert_eq!(sidecar.admin("/livez").status(), 200);
+    let answer = client.exchange(request("GET /", &[], ""));
+    assert_eq!(answer.ok(), "ok");
+    assert_eq!(answer.value("connection").unwrap(), "close");
+    assert!(client.is_closed());
+    assert_eq!(sidecar.get("/").ok(), "ok", "new connections are taken");
+    sidecar.process.signal("TERM");
+    assert_eq!(sidecar.process.ended().code, 0, "nothing was in flight");
+}
+
+#[test]
+fn without_connections_there_is_no_delay() {
+    let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
+    let sidecar = Setup::between(&upstream, &auth)
+        .proxy("drain_delay = \"1h\"\ndrain_timeout = \"2h\"")
+        .start_process();
+    assert_eq!(sidecar.get("/").ok(), "ok");
+    sidecar.wait_for_metric("bearerd_connections_open", 0.0);
+    sidecar.process.signal("TERM");
+    assert_eq!(sidecar.process.ended().code, 0);
+}
+
+#[test]
+fn sigint_drains_at_once() {
+    let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
+    let sidecar = Setup::between(&upstream, &auth)
+        .proxy("drain_delay = \"1h\"\ndrain_timeout = \"2h\"")
+        .start_process();
+    let mut client = sidecar.client();
+    assert_eq!(client.exchange(request("GET /", &[], "")).ok(), "ok");
+    sidecar.process.signal("INT");
+    assert!(client.is_closed(), "an idle connection is closed");
+    assert_eq!(sidecar.process.ended().code, 0);
+}
+
+/// E-32
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    for (first, second) in [("TERM", "TERM"), ("TERM", "INT"), ("INT", "INT")] {
+        let (gate, auth) = (Gate::default(), AuthorizationServer::new());
+        let upstream = holding(&gate);
+        let sidecar = Setup::between(&upstream, &auth)
+            .proxy("drain_timeout = \"1h\"")
+            .start_process();
+        let mut client = in_flight(&sidecar, &upstream);
+        sidecar.process.signal(first);
+        wait_for_the_drain(&sidecar);
+        sidecar.process.signal(second);
+        let ended = sidecar.process.ended();
+        assert_eq!(ended.code, 1, "{first} {second}: {}", ended.stderr);
+        assert!(client.is_closed());
+        gate.open();
+    }
+}
+
+/// E-31
+#[test]
+fn what_is_not_finished_in_time_is_cut() {
+    let (gate, auth) = (Gate::default(), AuthorizationServer::new());
+    let upstream = holding(&gate);
+    let sidecar = Setup::between(&upstream, &auth)
+        .proxy("drain_delay = \"0s\"\ndrain_timeout = \"500ms\"")
+        .start_process();
+    let mut client = in_flight(&sidecar, &upstream);
+    let signalled = Instant::now();
+    sidecar.process.signal("TERM");
+    let ended = sidecar.process.ended();
+    assert!(signalled.elapsed() >= Duration::from_millis(500));
+    assert_eq!(ended.code, 1);
+    assert!(
+        ended.stderr.contains("requests were cut"),
+        "{}",
+        ended.stderr
+    );
+    assert!(client.is_closed());
+    gate.open();
+}
+
+/// E-30: under load, until the listener is gone, no request is lost that was sent on a connection in use.
+#[test]
+fn under_load_nothing_is_lost() {
+    let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
+    let sidecar = Setup::between(&upstream, &auth)
+        .proxy("drain_delay = \"2s\"")
+        .start_process();
+    let address = sidecar.proxy;
+    let applications: Vec<_> = (0..4)
+        .map(|_| thread::spawn(move || requests_until_refused(address)))
+        .collect();
+    upstream.wait_for_requests(100);
+    sidecar.process.signal("TERM");
+    let answered: usize = applications
+        .into_iter()
+        .map(|thread| thread.join().unwrap())
+        .sum();
+    assert_eq!(sidecar.process.ended().code, 0);
+    assert_eq!(answered, upstream.requests().len());
+}
+
+/// Sends requests for as long as new connections are taken; returns how many were answered.
+fn requests_until_refused(address: std::net::SocketAddr) -> usize {
+    let mut answered = 0;
+    while let Some(mut client) = Client::try_connect(address) {
+        let mut first = true;
+        loop {
+            let sent = client.try_send(request("GET /", &[], ""));
+            // A fresh connection can come too late, just as a refused one; a connection in use never fails.
+            if first && (sent.is_err() || client.is_over()) {
+                return answered;
+            }
+            first = false;
+            let answer = client.receive();
+            assert_eq!(answer.ok(), "ok");
+            answered += 1;
+            if answer.value("connection").is_some() {
+                break;
+            }
+        }
+    }
+    answered
+}
