@@ -209,7 +209,9 @@ fn masked(line: &str) -> String {
     let suspicious = ["secret", "password", "token", "key", "authorization"]
         .iter()
         .any(|word| name.to_ascii_lowercase().contains(word));
-    if value.contains('@') || (suspicious && !harmless) {
+    // What stands in an inline table has names of the user's own.
+    let is_table = value.trim_start().starts_with('{');
+    if value.contains('@') || is_table || (suspicious && !harmless) {
         format!("{key}= ***")
     } else {
         line.to_owned()

@@ -1,0 +1,376 @@
+//! The commands of the real program: what they print, and what their exit codes say.
+
+use std::fs;
+use std::net::TcpListener;
+
+use serde_json::Value;
+
+use crate::support::process::Ended;
+use crate::support::{AuthorizationServer, Process, Setup, Upstream, eventually, wait_until};
+
+/// Runs `bearerd --config … arguments`.
+fn run(setup: &Setup, arguments: &[&str]) -> Ended {
+    let config = setup.config_file().display().to_string();
+    Process::run(&[&["--config", &config], arguments].concat(), &[])
+}
+
+/// Runs a command with a configuration file of this text.
+fn run_with_text(text: &str, arguments: &[&str]) -> Ended {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), text).unwrap();
+    let config = file.path().display().to_string();
+    Process::run(&[&["--config", &config], arguments].concat(), &[])
+}
+
+#[test]
+fn five_variables_are_a_configuration() {
+    let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    fs::write(secret.path(), "s3cret\n").unwrap();
+    let process = Process::start(
+        &[],
+        &[
+            ("BEARERD_UPSTREAM_URL", &upstream.url()),
+            ("BEARERD_TOKEN_URL", &auth.url()),
+            ("BEARERD_CLIENT_ID", "shop"),
+            (
+                "BEARERD_CLIENT_SECRET_FILE",
+                &secret.path().display().to_string(),
+            ),
+            ("BEARERD_SCOPE", "read write"),
+            ("BEARERD_LISTEN", "127.0.0.1:0"),
+            ("BEARERD_ADMIN_LISTEN", "127.0.0.1:0"),
+        ],
+    );
+    let ports = process.ports();
+    ports.wait_until_ready();
+    assert_eq!(ports.get("/").ok(), "ok");
+    assert!(auth.request().body.data.ends_with(b"&scope=read+write"));
+    process.signal("TERM");
+    assert_eq!(process.ended().code, 0);
+}
+
+#[test]
+fn a_start_says_in_six_lines_what_it_does() {
+    let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
+    let setup = Setup::between(&upstream, &auth).credential("scope = \"read\"");
+    let config = setup.config_file().display().to_string();
+    let sidecar = setup.start_process_with(&[("BEARERD_LOG_FORMAT", "text")]);
+    let log = eventually("six lines", || {
+        Some(sidecar.process.stderr()).filter(|log| log.contains("ready  "))
+    });
+    let version = env!("CARGO_PKG_VERSION");
+    let starts = [
+        format!("bearerd {version} ("),
+        format!("config {config} + 1 variables + 0 flags"),
+        format!("proxy  http://{} -> {}", sidecar.proxy, upstream.url()),
+        format!("admin  http://{} (", sidecar.admin),
+        format!(
+            "token  payments: client_credentials at {} as client_id \"shop\", scope \"read\"",
+            auth.url()
+        ),
+        "ready  first token obtained in ".to_owned(),
+    ];
+    let mut lines = log
+        .lines()
+        .filter(|line| !line.contains("token obtained token="));
+    for start in starts {
+        let line = lines.next().unwrap_or_default();
+        assert!(line.contains(&format!(" INFO {start}")), "{start}\n{log}");
+    }
+    assert!(log.contains("expires in 1h, next renewal in 4"), "{log}");
+}
+
+#[test]
+fn a_port_in_use_is_74() {
+    let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for flag in ["--listen", "--admin-listen"] {
+        let ended = run(&Setup::between(&upstream, &auth), &[flag, &address]);
+        assert_eq!(ended.code, 74);
+        assert!(
+            ended
+                .stderr
+                .contains(&format!("cannot listen on {address}")),
+            "{}",
+            ended.stderr
+        );
+        assert!(ended.stderr.contains("hint: something else listens there"));
+    }
+}
+
+#[test]
+fn wrong_usage_is_2_and_there_is_no_flag_for_a_secret() {
+    for arguments in [
+        &["--client-secret", "x"][..],
+        &["nonsense"],
+        &["health", "well"],
+    ] {
+        let ended = Process::run(arguments, &[]);
+        assert_eq!(ended.code, 2, "{arguments:?}");
+        assert!(ended.stderr.contains("try '--help'"), "{}", ended.stderr);
+    }
+}
+
+/// C-09, C-10, D-01
+#[test]
+fn a_configuration_that_cannot_be_used_is_78_and_says_where() {
+    let ended = Process::run(&["check"], &[]);
+    assert_eq!(ended.code, 78);
+    assert!(
+        ended.stderr.contains("there is no upstream"),
+        "{}",
+        ended.stderr
+    );
+    assert!(
+        ended.stderr.contains("there is no credential"),
+        "all mistakes at once"
+    );
+
+    let ended = run_with_text("[proxy]\nlistne = \"127.0.0.1:0\"\n", &["check"]);
+    assert_eq!(ended.code, 78);
+    assert!(
+        ended.stderr.contains(":2:1: unknown key `listne`"),
+        "{}",
+        ended.stderr
+    );
+    assert!(
+        ended.stderr.contains("did you mean `listen`?"),
+        "{}",
+        ended.stderr
+    );
+
+    for (text, message) in [
+        (
+            "[proxy]\nlisten = \"0.0.0.0:8080\"",
+            "0.0.0.0:8080 is not a loopback address",
+        ),
+        (
+            "[credential.a]\ntoken_url = \"http://a.example/\"",
+            "client secret unencrypted",
+        ),
+        (
+            "[credential.a]\ntoken_url = \"https://u:p@a.example/\"",
+            "must not contain user information",
+        ),
+        (
+            "[upstream.a]\nurl = \"https://a.example/#x\"",
+            "must not have a fragment",
+        ),
+    ] {
+        let ended = run_with_text(text, &["run"]);
+        assert_eq!(ended.code, 78);
+        assert!(ended.stderr.contains(message), "{}", ended.stderr);
+    }
+}
+
+/// C-67
+#[test]
+fn a_secret_that_cannot_be_read_is_78() {
+    let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
+    let setup = Setup::between(&upstream, &auth);
+    setup.write_secret("\n");
+    let ended = run(&setup, &["check"]);
+    assert_eq!(ended.code, 78);
+    assert!(ended.stderr.contains("is empty"), "{}", ended.stderr);
+    fs::remove_file(setup.secret_file()).unwrap();
+    let ended = run(&setup, &["run"]);
+    assert_eq!(ended.code, 78);
+    assert!(ended.stderr.contains("does not exist"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_configuration_file_that_cannot_be_read_is_74() {
+    let ended = Process::run(&["check", "--config", "/nonexistent/bearerd.toml"], &[]);
+    assert_eq!(ended.code, 74);
+    assert!(
+        ended
+            .stderr
+            .contains("/nonexistent/bearerd.toml: cannot be read"),
+        "{}",
+        ended.stderr
+    );
+}
+
+#[test]
+fn check_asks_nobody_and_check_online_asks_both() {
+    let (upstream, auth) = (
+        Upstream::scripted_tls(|_| Ok(())),
+        AuthorizationServer::new(),
+    );
+    let setup = Setup::between(&upstream, &auth);
+    let ended = run(&setup, &["check"]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(
+        ended.stdout.starts_with("ok    configuration: "),
+        "{}",
+        ended.stdout
+    );
+    assert_eq!((auth.connections(), upstream.connections()), (0, 0));
+
+    let ended = run(&setup, &["check", "--online"]);
+    assert_eq!(ended.code, 0, "{}", ended.stdout);
+    assert!(
+        ended.stdout.contains("ok    token payments: lifetime 1h"),
+        "{}",
+        ended.stdout
+    );
+    assert!(
+        ended.stdout.contains("ok    upstream payments: connected"),
+        "{}",
+        ended.stdout
+    );
+    assert!(
+        ended.stdout.contains("TLSv1_3, HTTP/1.1"),
+        "{}",
+        ended.stdout
+    );
+    assert!(!ended.stdout.contains("token-1"));
+    assert_eq!(auth.requests().len(), 1);
+    assert!(
+        upstream.requests().is_empty(),
+        "no request is invented for a payments API"
+    );
+}
+
+#[test]
+fn what_cannot_be_reached_is_69_and_refused_credentials_are_77() {
+    let (upstream, mut auth) = (Upstream::down(), AuthorizationServer::new());
+    let setup = Setup::between(&upstream, &auth);
+    let ended = run(&setup, &["check", "--online"]);
+    assert_eq!(ended.code, 69);
+    assert!(
+        ended.stdout.contains("ok    token payments"),
+        "{}",
+        ended.stdout
+    );
+    assert!(
+        ended.stdout.contains("fail  upstream payments"),
+        "{}",
+        ended.stdout
+    );
+
+    auth.refuses("invalid_client");
+    for command in [&["check", "--online"][..], &["token"]] {
+        let ended = run(&setup, command);
+        assert_eq!(ended.code, 77, "{command:?}");
+        let said = ended.stdout + &ended.stderr;
+        assert!(said.contains("invalid_client"), "{said}");
+        assert!(
+            said.contains("hint: the client id or secret is wrong"),
+            "{said}"
+        );
+    }
+
+    auth.stop();
+    for command in [&["check", "--online"][..], &["token"]] {
+        assert_eq!(run(&setup, command).code, 69, "{command:?}");
+    }
+}
+
+#[test]
+fn token_tells_of_a_token_and_shows_it_only_when_asked() {
+    let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
+    auth.issues("t0ken", 90.0);
+    let setup = Setup::between(&upstream, &auth);
+    let printed = |arguments: &[&str]| {
+        let ended = run(&setup, &[&["token"], arguments].concat());
+        assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
+        ended.stdout
+    };
+    let text = "type         Bearer\nlifetime     1m 30s\nscope        (as asked)\nfingerprint  b46c0967\n";
+    assert_eq!(printed(&[]), text);
+    assert_eq!(printed(&["--show"]), format!("{text}token        t0ken\n"));
+    assert_eq!(
+        printed(&["--format", "header"]),
+        "Authorization: Bearer ***\n"
+    );
+    assert_eq!(
+        printed(&["--format", "header", "--show"]),
+        "Authorization: Bearer t0ken\n"
+    );
+    let json: Value = serde_json::from_str(&printed(&["--format", "json"])).unwrap();
+    assert_eq!(json["expires_in"], 90);
+    assert_eq!(json["access_token"], Value::Null);
+    let json: Value = serde_json::from_str(&printed(&["--format", "json", "--show"])).unwrap();
+    assert_eq!(json["access_token"], "t0ken");
+    assert_eq!(upstream.connections(), 0);
+}
+
+#[test]
+fn health_and_wait_ask_a_running_sidecar() {
+    let (upstream, auth) = (Upstream::ok(), AuthorizationServer::hanging());
+    let sidecar = Setup::between(&upstream, &auth).start_process_unready();
+    let admin = sidecar.admin.to_string();
+    let ask =
+        |arguments: &[&str]| Process::run(&[arguments, &["--admin-listen", &admin]].concat(), &[]);
+    assert_eq!(ask(&["health", "live"]).code, 0);
+    assert_eq!(ask(&["health", "startup"]).code, 1);
+    let unready = ask(&["health", "ready"]);
+    assert_eq!(unready.code, 1);
+    assert!(
+        unready
+            .stdout
+            .contains("[-] token payments: first request under way"),
+        "{}",
+        unready.stdout
+    );
+    let waited = ask(&["wait", "--timeout", "300ms"]);
+    assert_eq!(waited.code, 1);
+    assert!(
+        waited.stderr.contains("not ready within 300ms"),
+        "{}",
+        waited.stderr
+    );
+
+    let waiting = Process::start(&["wait", "--admin-listen", &admin], &[]);
+    auth.issues_for(3600.0);
+    assert_eq!(waiting.ended().code, 0);
+    assert_eq!(ask(&["health", "ready"]).code, 0);
+    assert_eq!(ask(&["health", "startup"]).code, 0);
+}
+
+#[test]
+fn health_of_nobody_is_1() {
+    let nobody = Upstream::down();
+    let ended = Process::run(
+        &[
+            "health",
+            "live",
+            "--admin-listen",
+            &nobody.address.to_string(),
+        ],
+        &[],
+    );
+    assert_eq!(ended.code, 1);
+    assert!(ended.stderr.contains("no answer from"), "{}", ended.stderr);
+}
+
+#[test]
+fn version_and_help_are_0() {
+    let version = format!("bearerd {}\n", env!("CARGO_PKG_VERSION"));
+    for arguments in ["version", "--version"] {
+        let ended = Process::run(&[arguments], &[]);
+        assert_eq!((ended.code, ended.stdout), (0, version.clone()));
+    }
+    let help = Process::run(&["--help"], &[]);
+    assert_eq!(help.code, 0);
+    assert!(
+        help.stdout.contains("[env: BEARERD_UPSTREAM_URL]"),
+        "{}",
+        help.stdout
+    );
+}
+
+/// A terminal that goes away is no reason to drop requests.
+#[test]
+fn sighup_does_not_end_it() {
+    let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
+    let sidecar = Setup::between(&upstream, &auth).start_process();
+    sidecar.process.signal("HUP");
+    wait_until("a line about it", || {
+        sidecar.process.stderr().contains("SIGHUP")
+    });
+    assert_eq!(sidecar.get("/").ok(), "ok");
+}
