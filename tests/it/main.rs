@@ -33,3 +33,12 @@ mod streaming;
 
 // How the real program stops.
 mod drain;
+
+// The commands of the real program: what they print, and what their exit codes say.
+mod commands;
+
+// What operators and the orchestrator see: probes and metrics.
+mod admin;
+
+// The canary: no form of the secret or of a token is anywhere to be seen.
+mod secrecy;

@@ -233,6 +233,14 @@ fn nothing_is_shown_by_the_commands() {
             seen.add(&(ended.stdout + &ended.stderr));
         }
     }
+    for flag in [
+        vec!["--client-secret", SECRET],
+        vec![&format!("--client-secret={SECRET}")],
+    ] {
+        let ended = Process::run(&flag, &[]);
+        assert_eq!(ended.code, 2);
+        seen.add(&(ended.stdout + &ended.stderr));
+    }
     seen.holds_no_canary();
     let shown = auth.requests()[0].head.value("authorization").unwrap();
     let form: String = byte_serialize(SECRET.as_bytes()).collect();

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use super::eventually;
+use super::sidecar::Ports;
 
 /// A run of `bearerd`. Dropping it kills it.
 pub struct Process {
@@ -56,6 +57,23 @@ impl Process {
             code: status.code().expect("it ended by itself, not by a signal"),
             stdout: whole(std::mem::take(&mut self.stdout)),
             stderr: whole(std::mem::take(&mut self.stderr)),
+        }
+    }
+
+    /// Where it listens, by the lines it logs at its start.
+    pub fn ports(&self) -> Ports {
+        let address = |name: &str| {
+            eventually("the start-up lines", || {
+                let log = self.stderr();
+                let line = log.lines().find(|line| line.contains(name))?;
+                let (_, rest) = line.split_once("http://")?;
+                let end = rest.find([' ', '"']).unwrap_or(rest.len());
+                rest[..end].parse().ok()
+            })
+        };
+        Ports {
+            proxy: address("proxy  "),
+            admin: address("admin  "),
         }
     }
 

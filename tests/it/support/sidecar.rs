@@ -159,7 +159,11 @@ impl Setup {
     pub fn start_process_with(self, environment: &[(&str, &str)]) -> Running {
         let config = self.config_file().display().to_string();
         let process = Process::start(&["--config", &config], environment);
-        Running::new(process, self)
+        Running {
+            ports: process.ports(),
+            process,
+            setup: self,
+        }
     }
 }
 
@@ -270,28 +274,6 @@ pub struct Running {
     ports: Ports,
     pub process: Process,
     pub setup: Setup,
-}
-
-impl Running {
-    fn new(process: Process, setup: Setup) -> Self {
-        let address = |name: &str| {
-            eventually("the start-up lines", || {
-                let log = process.stderr();
-                let line = log.lines().find(|line| line.contains(name))?;
-                let (_, rest) = line.split_once("http://")?;
-                let end = rest.find([' ', '"']).unwrap_or(rest.len());
-                rest[..end].parse().ok()
-            })
-        };
-        Self {
-            ports: Ports {
-                proxy: address("proxy  "),
-                admin: address("admin  "),
-            },
-            process,
-            setup,
-        }
-    }
 }
 
 impl Deref for Running {
