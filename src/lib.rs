@@ -78,6 +78,8 @@ pub mod admin;
 
 pub mod cli;
 
+pub mod demo;
+
 pub mod telemetry;
 
 pub mod secret;
