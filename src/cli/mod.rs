@@ -261,6 +261,14 @@ fn signals() -> std::io::Result<mpsc::Receiver<Stop>> {
 }
 
 fn demo(once: bool, expires_in: Duration, fail_after: Duration) -> Exit {
-    let _ = (once, expires_in, fail_after);
-    Exit::Failure
+    let options = crate::demo::Options {
+        once,
+        expires_in,
+        fail_after,
+    };
+    if crate::demo::run(options) {
+        Exit::Clean
+    } else {
+        Exit::Failure
+    }
 }
