@@ -224,6 +224,7 @@ impl App {
         let proxy = &self.config.proxy;
         Connections {
             header_timeout: proxy.header_timeout,
+            unread_timeout: self.config.upstream.idle_timeout,
             max_header_bytes: proxy.max_header_bytes,
             slots: Arc::new(Semaphore::new(proxy.max_connections)),
             refusal: Refusal::new(connection_refusal()),

@@ -12,6 +12,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
+#[cfg(target_os = "linux")]
+use socket2::SockRef;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -44,6 +46,8 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub struct Connections {
     /// From accept, or from the end of the last answer, to a complete request head; so it is the keep-alive limit too.
     pub header_timeout: Duration,
+    /// How long a peer may leave its answer unread. Elsewhere than on Linux there is no such limit.
+    pub unread_timeout: Duration,
     /// The largest request head, in bytes; above it the answer is 431.
     pub max_header_bytes: usize,
     /// Open connections, over all workers.
@@ -76,6 +80,9 @@ pub async fn serve<H, F>(
     let mut backoff = AcceptBackoff::default();
     let admit = |tasks: &mut JoinSet<()>, stream: tokio::net::TcpStream, peer| {
         let _ = stream.set_nodelay(true);
+        // Nothing polls the body of an answer while the socket is full, so no timer of ours would see it.
+        #[cfg(target_os = "linux")]
+        let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(connections.unread_timeout));
         let Ok(slot) = connections.slots.clone().try_acquire_owned() else {
             connections.refusal.refuse(stream);
             return;
