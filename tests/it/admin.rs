@@ -113,12 +113,7 @@ fn every_enumerated_series_starts_at_zero() {
         "upstream_unreachable",
     ];
     for code in codes {
-        assert_eq!(
-            sidecar.metric(&format!(
-                "bearerd_rejected_requests_total{{reason=\"{code}\"}}"
-            )),
-            0.0
-        );
+        assert_eq!(sidecar.refused(code), 0.0);
     }
     for name in [
         "bearerd_downstream_parse_errors_total",
@@ -163,10 +158,7 @@ fn requests_and_tokens_are_counted() {
     let requests =
         "bearerd_token_requests_total{outcome=\"success\",token=\"payments\",trigger=\"startup\"}";
     assert_eq!(sidecar.metric(requests), 1.0);
-    assert_eq!(
-        sidecar.metric("bearerd_token_lookups_total{result=\"fresh\",token=\"payments\"}"),
-        2.0
-    );
+    assert_eq!(sidecar.lookups("fresh"), 2.0);
     assert_eq!(
         sidecar.metric("bearerd_token_available{token=\"payments\"}"),
         1.0

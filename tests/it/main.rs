@@ -16,11 +16,26 @@
 // The other side of everything.
 mod support;
 
-// What reaches the upstream and what comes back, byte for byte.
+// What reaches the upstream, byte for byte.
 mod forwarding;
+
+// What comes back from it, byte for byte.
+mod answers;
+
+// Where requests begin and end.
+mod framing;
 
 // Requests that the sidecar answers itself, because of what they are.
 mod refusals;
+
+// Every limit of the proxy port has an answer.
+mod limits;
+
+// Bodies pass as they come, through a bounded amount of memory.
+mod streaming;
+
+// Connections: kept, used again, and given up at the right moment.
+mod connections;
 
 // What the application is told when the upstream fails, and that nothing is sent twice for it.
 mod upstream_failures;
@@ -28,8 +43,8 @@ mod upstream_failures;
 // How tokens are asked for, kept, renewed and replaced.
 mod tokens;
 
-// Bodies pass as they come, whatever their size, through a bounded amount of memory.
-mod streaming;
+// What happens when the authorization server gives none.
+mod token_failures;
 
 // How the real program stops.
 mod drain;

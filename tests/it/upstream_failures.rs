@@ -1,12 +1,14 @@
 //! What the application is told when the upstream fails, and that nothing is ever sent twice for it.
 
+use std::io::{self, Write};
+use std::net::TcpListener;
 use std::thread;
 use std::time::Duration;
 
 use crate::support::client::request;
 use crate::support::server::Exchange;
 use crate::support::upstream::OK;
-use crate::support::{AuthorizationServer, Gate, Response, Setup, Sidecar, Upstream, wait_until};
+use crate::support::{AuthorizationServer, Response, Setup, Sidecar, Upstream};
 
 /// Sends a GET and a POST, each to a fresh sidecar, and asserts that both are answered so, after one attempt each.
 fn assert_fails(
@@ -24,8 +26,7 @@ fn assert_fails(
             let answer = sidecar.send(&request);
             answer.assert_problem(status, code);
             assert!(!answer.text().contains(&upstream.address.to_string()));
-            let refused = format!("bearerd_rejected_requests_total{{reason=\"{code}\"}}");
-            assert_eq!(sidecar.metric(&refused), 1.0);
+            assert_eq!(sidecar.refused(code), 1.0);
             sidecar.stop();
             assert!(upstream.requests().len() <= 1, "sent twice");
             answer
@@ -35,22 +36,12 @@ fn assert_fails(
 
 /// The same with an upstream that does this with every request.
 fn assert_failing_script_fails(
-    script: fn(&mut Exchange<'_>) -> std::io::Result<()>,
+    script: fn(&mut Exchange<'_>) -> io::Result<()>,
     settings: &str,
     status: u16,
     code: &str,
 ) {
     assert_fails(|| Upstream::scripted(script), settings, status, code);
-}
-
-/// A sidecar before an upstream that does this with every request, and both.
-fn sidecar_before(
-    settings: &str,
-    script: impl Fn(&mut Exchange<'_>) -> std::io::Result<()> + Send + Sync + 'static,
-) -> (Sidecar, Upstream, AuthorizationServer) {
-    let (upstream, auth) = (Upstream::scripted(script), AuthorizationServer::new());
-    let sidecar = Setup::between(&upstream, &auth).upstream(settings).start();
-    (sidecar, upstream, auth)
 }
 
 /// E-11
@@ -97,20 +88,32 @@ fn a_certificate_of_another_host_is_a_tls_error() {
 /// A port where somebody listens who does not speak TLS.
 #[test]
 fn a_server_without_tls_is_a_tls_error() {
-    let (upstream, auth) = (
-        Upstream::answering_once("SSH-2.0-OpenSSH\r\n"),
-        AuthorizationServer::new(),
-    );
-    let greeting = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let auth = AuthorizationServer::new();
+    let greeting = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("https://{}", greeting.local_addr().unwrap());
     let greeter = thread::spawn(move || {
         let (mut stream, _) = greeting.accept().unwrap();
-        std::io::Write::write_all(&mut stream, b"SSH-2.0-OpenSSH\r\n").unwrap();
+        stream.write_all(b"SSH-2.0-OpenSSH\r\n").unwrap();
     });
     let sidecar = Setup::new(&url, &auth).start();
     sidecar.get("/").assert_problem(502, "upstream_tls_error");
     greeter.join().unwrap();
-    drop(upstream);
+}
+
+/// E-12: a server that takes the connection and says nothing; the deadline covers TLS too.
+#[test]
+fn a_connection_that_does_not_come_about_in_time_is_a_timeout() {
+    let (silent, auth) = (
+        TcpListener::bind("127.0.0.1:0").unwrap(),
+        AuthorizationServer::new(),
+    );
+    let url = format!("https://{}", silent.local_addr().unwrap());
+    let sidecar = Setup::new(&url, &auth)
+        .upstream("connect_timeout = \"300ms\"")
+        .start();
+    sidecar
+        .get("/")
+        .assert_problem(504, "upstream_connect_timeout");
 }
 
 /// E-13, E-14, A-082: it may have acted on the request, so even a GET is not sent again.
@@ -199,7 +202,7 @@ fn an_answer_with_many_fields_passes() {
         .map(|number| format!("X-{number}: {number}\r\n"))
         .collect();
     let answer = format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 2\r\n\r\nok");
-    let (sidecar, _upstream, _auth) = sidecar_before("", move |exchange| exchange.send(&answer));
+    let (sidecar, _upstream, _auth) = Sidecar::before("", move |exchange| exchange.send(&answer));
     let answer = sidecar.get("/");
     assert_eq!(
         (answer.ok(), answer.value("x-149").unwrap()),
@@ -216,7 +219,7 @@ fn an_answer_that_breaks_off_never_looks_complete() {
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nhello",
     ] {
         for reset in [false, true] {
-            let (sidecar, _upstream, _auth) = sidecar_before("", move |exchange| {
+            let (sidecar, _upstream, _auth) = Sidecar::before("", move |exchange| {
                 exchange.send(answer)?;
                 if reset {
                     exchange.reset()
@@ -236,68 +239,10 @@ fn an_answer_that_breaks_off_never_looks_complete() {
     }
 }
 
-/// what nobody asked for is not delivered, and its connection not used again.
-#[test]
-fn unasked_bytes_after_an_answer_reach_nobody() {
-    let (sidecar, upstream, _auth) = sidecar_before("", |exchange| {
-        exchange.send(format!("{OK}HTTP/1.1 408 Late\r\n\r\n"))
-    });
-    let mut client = sidecar.client();
-    for _ in 0..5 {
-        assert_eq!(client.exchange(request("GET /", &[], "")).ok(), "ok");
-        sidecar.wait_for_metric("bearerd_upstream_connections_open", 0.0);
-    }
-    assert_eq!((upstream.requests().len(), upstream.connections()), (5, 5));
-}
-
-/// E-15: the upstream closes the connection while it is idle.
-#[test]
-fn a_stale_connection_costs_nothing() {
-    let (sidecar, upstream, _auth) = sidecar_before("", |exchange| {
-        exchange.body();
-        exchange.send(OK)
-    });
-    let post = request("POST /", &["Content-Length: 5"], "hello");
-    for _ in 0..5 {
-        assert_eq!(sidecar.send(&post).ok(), "ok");
-        upstream.close_connections();
-        sidecar.wait_for_metric("bearerd_upstream_connections_open", 0.0);
-    }
-    assert_eq!(upstream.requests().len(), 5);
-}
-
-/// E-15: the same while the next request is on its way already: it may fail, and is never sent twice.
-#[test]
-fn a_request_that_races_the_close_is_sent_at_most_once() {
-    let (sidecar, upstream, _auth) = sidecar_before("", |exchange| {
-        exchange.body();
-        exchange.send(OK)?;
-        exchange.close()
-    });
-    let mut client = sidecar.client();
-    for number in 0..200 {
-        let post = request(&format!("POST /{number}"), &["Content-Length: 5"], "hello");
-        let answer = client.exchange(post);
-        assert!(
-            answer.status() == 200 || answer.problem() == (502, "upstream_reset".to_owned()),
-            "{answer:?}"
-        );
-    }
-    let mut targets: Vec<String> = upstream
-        .requests()
-        .iter()
-        .map(|request| request.target().to_owned())
-        .collect();
-    let all = targets.len();
-    targets.sort_unstable();
-    targets.dedup();
-    assert_eq!(targets.len(), all, "sent twice");
-}
-
 /// H-04, linkerd's `response_timeout_ignores_request_body`: the timeout counts from the last bytes of the request.
 #[test]
 fn an_upload_that_moves_may_take_longer_than_the_response_timeout() {
-    let (sidecar, upstream, _auth) = sidecar_before("response_timeout = \"1s\"", |exchange| {
+    let (sidecar, upstream, _auth) = Sidecar::before("response_timeout = \"1s\"", |exchange| {
         exchange.body();
         exchange.send(OK)
     });
@@ -314,7 +259,7 @@ fn an_upload_that_moves_may_take_longer_than_the_response_timeout() {
 /// D-52: an application that stops in the middle of its body.
 #[test]
 fn an_upload_that_stalls_is_cut() {
-    let (sidecar, upstream, _auth) = sidecar_before("idle_timeout = \"300ms\"", |exchange| {
+    let (sidecar, upstream, _auth) = Sidecar::before("idle_timeout = \"300ms\"", |exchange| {
         exchange.body();
         exchange.send(OK)
     });
@@ -327,7 +272,7 @@ fn an_upload_that_stalls_is_cut() {
 /// E-20
 #[test]
 fn an_answer_that_stalls_is_cut() {
-    let (sidecar, _upstream, _auth) = sidecar_before("idle_timeout = \"300ms\"", |exchange| {
+    let (sidecar, _upstream, _auth) = Sidecar::before("idle_timeout = \"300ms\"", |exchange| {
         exchange.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")?;
         exchange.stall()
     });
@@ -344,7 +289,7 @@ fn an_answer_that_stalls_is_cut() {
 /// A-081, E-17
 #[test]
 fn an_early_answer_is_delivered_before_the_upload_ends() {
-    let (sidecar, _upstream, _auth) = sidecar_before("", |exchange| {
+    let (sidecar, _upstream, _auth) = Sidecar::before("", |exchange| {
         exchange.send("HTTP/1.1 413 Too Large\r\nContent-Length: 4\r\n\r\nstop")?;
         exchange.stall()
     });
@@ -354,47 +299,18 @@ fn an_early_answer_is_delivered_before_the_upload_ends() {
     assert_eq!((answer.status(), answer.text()), (413, "stop".to_owned()));
 }
 
-/// E-18
-#[test]
-fn an_answer_after_a_half_close_of_the_application_may_not_be_lost_at_the_upstream() {
-    let gate = Gate::default();
-    let held = gate.clone();
-    let (sidecar, upstream, _auth) = sidecar_before("", move |exchange| {
-        held.wait();
-        exchange.send(OK)
-    });
-    let mut client = sidecar.client();
-    client.send(request("GET /", &[], ""));
-    upstream.wait_for_requests(1);
-    drop(client);
-    sidecar.wait_for_metric("http_server_active_requests", 0.0);
-    gate.open();
-    wait_until("an idle sidecar", || {
-        sidecar.metric("bearerd_upstream_connections_open") == 0.0
-    });
-    assert_eq!(sidecar.get("/").ok(), "ok");
-    assert_eq!(
-        upstream.requests().len(),
-        2,
-        "the abandoned request is not sent again"
-    );
-}
-
 /// E-22
 #[test]
 fn failures_of_the_upstream_itself_pass_untouched() {
     let answer =
         "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 7\r\nContent-Length: 4\r\n\r\nbusy";
-    let (sidecar, upstream, _auth) = sidecar_before("", move |exchange| exchange.send(answer));
+    let (sidecar, upstream, _auth) = Sidecar::before("", move |exchange| exchange.send(answer));
     let answer = sidecar.get("/");
     assert_eq!((answer.status(), answer.text()), (503, "busy".to_owned()));
     assert_eq!(answer.value("retry-after").unwrap(), "7");
     assert_eq!(answer.value("proxy-status"), None);
     assert_eq!(upstream.requests().len(), 1);
-    assert_eq!(
-        sidecar.metric("bearerd_rejected_requests_total{reason=\"upstream_reset\"}"),
-        0.0
-    );
+    assert_eq!(sidecar.refused("upstream_reset"), 0.0);
 }
 
 /// hyper decodes one chunked, and would pass on what else there is without its label.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::server::{Exchange, Request, Server};
+use super::server::{Exchange, Request, Script, Server};
 use super::{PATIENCE, wait_until};
 
 /// The client that the sidecar is, unless a test says otherwise.
@@ -26,7 +26,7 @@ enum Conduct {
     /// Says nothing until its conduct changes.
     Hang,
     /// Whatever else.
-    Script(Arc<dyn Fn(&mut Exchange<'_>) -> io::Result<()> + Send + Sync>),
+    Script(Arc<Script>),
 }
 
 type Shared = Arc<(Mutex<Conduct>, Condvar)>;
@@ -63,11 +63,6 @@ impl AuthorizationServer {
     /// One that answers with these bytes.
     pub fn answering(answer: impl AsRef<[u8]>) -> Self {
         Self::with(Conduct::Answer(answer.as_ref().to_vec()))
-    }
-
-    /// One that refuses with this error code.
-    pub fn refusing(error: &str) -> Self {
-        Self::answering(refusal(error))
     }
 
     fn with(conduct: Conduct) -> Self {
@@ -112,11 +107,6 @@ impl AuthorizationServer {
     /// From now on answers with these bytes.
     pub fn answers(&self, answer: impl AsRef<[u8]>) {
         self.conduct(Conduct::Answer(answer.as_ref().to_vec()));
-    }
-
-    /// From now on says nothing; requests wait for the next conduct.
-    pub fn hangs(&self) {
-        self.conduct(Conduct::Hang);
     }
 
     /// Refuses connections from now on.

@@ -1,6 +1,6 @@
 //! A certification authority of one test, and the servers it vouches for.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
@@ -53,9 +53,4 @@ impl Authority {
             .collect();
         Arc::new(config)
     }
-}
-
-/// The line of a configuration that makes the sidecar trust an authority.
-pub fn ca_file_line(ca_file: &Path) -> String {
-    format!("ca_file = {:?}", ca_file.display().to_string())
 }

@@ -84,11 +84,6 @@ impl Process {
         assert!(status.unwrap().success());
     }
 
-    /// What it has written so far.
-    pub fn stdout(&self) -> String {
-        text(&self.stdout)
-    }
-
     /// What it has logged so far.
     pub fn stderr(&self) -> String {
         text(&self.stderr)

@@ -50,7 +50,8 @@ impl Request {
     }
 }
 
-type Script = dyn Fn(&mut Exchange<'_>) -> io::Result<()> + Send + Sync;
+/// What a server does with a request.
+pub type Script = dyn Fn(&mut Exchange<'_>) -> io::Result<()> + Send + Sync;
 
 /// The server. Dropping it ends its connections, and fails the test if its script panicked.
 pub struct Server {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io;
 use std::iter;
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -18,8 +19,9 @@ use super::authorization_server::{AuthorizationServer, CLIENT_ID, CLIENT_SECRET}
 use super::certificates::Authority;
 use super::client::{Client, Response, request};
 use super::process::Process;
+use super::server::Exchange;
 use super::upstream::Upstream;
-use super::{eventually, wait_until};
+use super::wait_until;
 
 /// A configuration in the making, with a folder of its own.
 pub struct Setup {
@@ -162,7 +164,7 @@ impl Setup {
         Running {
             ports: process.ports(),
             process,
-            setup: self,
+            _setup: self,
         }
     }
 }
@@ -213,6 +215,20 @@ impl Ports {
         value.parse().unwrap()
     }
 
+    /// How many requests were refused with this code.
+    pub fn refused(&self, code: &str) -> f64 {
+        self.metric(&format!(
+            "bearerd_rejected_requests_total{{reason=\"{code}\"}}"
+        ))
+    }
+
+    /// How many requests found this when they looked for a token.
+    pub fn lookups(&self, result: &str) -> f64 {
+        self.metric(&format!(
+            "bearerd_token_lookups_total{{result=\"{result}\",token=\"payments\"}}"
+        ))
+    }
+
     /// Waits until a series has this value.
     pub fn wait_for_metric(&self, series: &str, value: f64) {
         wait_until(&format!("{series} {value}"), || {
@@ -238,6 +254,16 @@ impl Sidecar {
     /// Between these two, ready.
     pub fn between(upstream: &Upstream, authorization_server: &AuthorizationServer) -> Self {
         Setup::between(upstream, authorization_server).start()
+    }
+
+    /// Before an upstream with these settings that does this with every request.
+    pub fn before(
+        settings: &str,
+        script: impl Fn(&mut Exchange<'_>) -> io::Result<()> + Send + Sync + 'static,
+    ) -> (Self, Upstream, AuthorizationServer) {
+        let (upstream, auth) = (Upstream::scripted(script), AuthorizationServer::new());
+        let sidecar = Setup::between(&upstream, &auth).upstream(settings).start();
+        (sidecar, upstream, auth)
     }
 
     /// Stops it; nothing may be lost.
@@ -273,7 +299,8 @@ impl Deref for Sidecar {
 pub struct Running {
     ports: Ports,
     pub process: Process,
-    pub setup: Setup,
+    /// Its files.
+    _setup: Setup,
 }
 
 impl Deref for Running {
