@@ -140,7 +140,7 @@ enum Command {
         /// How long the demo's tokens live
         #[arg(long, value_parser = humantime::parse_duration, default_value = "20s")]
         expires_in: Duration,
-        /// When the authorization server fails
+        /// How long after the first renewal the authorization server fails
         #[arg(long, value_parser = humantime::parse_duration, default_value = "10s")]
         fail_after: Duration,
     },

@@ -108,6 +108,7 @@ fn serve<H: Handler>(socket: TcpListener, handler: Arc<H>) -> State {
     let connections = Connections {
         // Longer than the client keeps an idle connection, so that it never writes into one that ends.
         header_timeout: Duration::from_secs(75),
+        unread_timeout: Duration::from_secs(75),
         max_header_bytes: 32 * 1024,
         slots: Arc::new(Semaphore::new(256)),
         refusal: Refusal::new(Bytes::from_static(REFUSAL)),
