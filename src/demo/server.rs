@@ -11,7 +11,7 @@ use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use serde::Serialize;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::Socket;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -76,7 +76,7 @@ impl<H: Handler> Server<H> {
                 trigger.advance(Phase::Cutting);
                 let _ = timeout(STOP_TIMEOUT, task).await;
             }
-            self.state = State::Stopped(reserve(self.address)?);
+            self.state = State::Stopped(listener::reserve(self.address)?);
         }
         Ok(())
     }
@@ -84,24 +84,12 @@ impl<H: Handler> Server<H> {
     /// Listens again on the same port.
     pub(super) fn start_again(&mut self) -> io::Result<()> {
         if let State::Stopped(socket) = &self.state {
-            socket.listen(1024)?;
+            listener::listen(socket)?;
             let socket = socket.try_clone()?.into();
             self.state = serve(socket, self.handler.clone());
         }
         Ok(())
     }
-}
-
-fn reserve(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    Ok(socket)
 }
 
 fn serve<H: Handler>(socket: TcpListener, handler: Arc<H>) -> State {

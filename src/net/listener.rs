@@ -28,6 +28,16 @@ use crate::metrics::Metrics;
 /// # Errors
 /// Whatever the system says, above all that the address is in use.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = reserve(address)?;
+    listen(&socket)?;
+    Ok(socket.into())
+}
+
+/// Binds a socket that does not listen yet: connections are refused, and nobody else gets the port.
+///
+/// # Errors
+/// As [`bind`].
+pub fn reserve(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -37,8 +47,15 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    socket.listen(1024)?;
-    Ok(socket.into())
+    Ok(socket)
+}
+
+/// Makes a reserved socket listen.
+///
+/// # Errors
+/// Whatever the system says.
+pub fn listen(socket: &Socket) -> io::Result<()> {
+    socket.listen(1024)
 }
 
 /// What holds for every connection of a listener.

@@ -242,7 +242,7 @@ fn an_answer_that_breaks_off_never_looks_complete() {
 /// H-04, linkerd's `response_timeout_ignores_request_body`: the timeout counts from the last bytes of the request.
 #[test]
 fn an_upload_that_moves_may_take_longer_than_the_response_timeout() {
-    let (sidecar, upstream, _auth) = Sidecar::before("response_timeout = \"1s\"", |exchange| {
+    let (sidecar, upstream, _auth) = Sidecar::before("response_timeout = \"2s\"", |exchange| {
         exchange.body();
         exchange.send(OK)
     });
