@@ -78,7 +78,10 @@ fn a_start_says_in_six_lines_what_it_does() {
         let line = lines.next().unwrap_or_default();
         assert!(line.contains(&format!(" INFO {start}")), "{start}\n{log}");
     }
-    assert!(log.contains("expires in 1h, next renewal in 4"), "{log}");
+    assert!(
+        log.contains(" ms, expires in ") && log.contains(", next renewal in 4"),
+        "{log}"
+    );
 }
 
 #[test]

@@ -19,6 +19,16 @@ fn holding(gate: &Gate) -> Upstream {
     })
 }
 
+/// An upstream that holds the second part of its answers back.
+fn downloading(gate: &Gate) -> Upstream {
+    let gate = gate.clone();
+    Upstream::scripted(move |exchange| {
+        exchange.send("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nfirst")?;
+        gate.wait();
+        exchange.send("last")
+    })
+}
+
 /// Sends a request, and waits until it is in flight at the upstream.
 fn in_flight(sidecar: &Running, upstream: &Upstream) -> Client {
     let mut client = sidecar.client();
@@ -55,6 +65,25 @@ fn a_request_in_flight_is_finished_after_sigterm() {
         "{}",
         ended.stderr
     );
+}
+
+/// E-30: an answer whose head has long gone out is in flight too.
+#[test]
+fn a_download_under_way_is_finished_after_sigterm() {
+    let (gate, auth) = (Gate::default(), AuthorizationServer::new());
+    let upstream = downloading(&gate);
+    let sidecar = Setup::between(&upstream, &auth)
+        .proxy("drain_delay = \"100ms\"")
+        .start_process();
+    let mut client = in_flight(&sidecar, &upstream);
+    assert_eq!(client.receive_head().status(), 200);
+    assert_eq!(client.receive_bytes(5), b"first");
+    sidecar.process.signal("TERM");
+    wait_for_the_drain(&sidecar);
+    gate.open();
+    assert_eq!(client.receive_bytes(4), b"last");
+    assert!(client.is_closed());
+    assert_eq!(sidecar.process.ended().code, 0);
 }
 
 /// E-30: others must learn of it first, so it serves on, and says so.
@@ -133,11 +162,12 @@ fn a_second_signal_ends_it_at_once() {
 #[test]
 fn what_is_not_finished_in_time_is_cut() {
     let (gate, auth) = (Gate::default(), AuthorizationServer::new());
-    let upstream = holding(&gate);
+    let upstream = downloading(&gate);
     let sidecar = Setup::between(&upstream, &auth)
         .proxy("drain_delay = \"0s\"\ndrain_timeout = \"500ms\"")
         .start_process();
     let mut client = in_flight(&sidecar, &upstream);
+    assert_eq!(client.receive_head().status(), 200);
     let signalled = Instant::now();
     sidecar.process.signal("TERM");
     let ended = sidecar.process.ended();
@@ -148,7 +178,8 @@ fn what_is_not_finished_in_time_is_cut() {
         "{}",
         ended.stderr
     );
-    assert!(client.is_closed());
+    assert_eq!(client.receive_bytes(5), b"first");
+    assert!(client.is_over(), "it never looks complete");
     gate.open();
 }
 

@@ -110,6 +110,28 @@ fn path_and_query_are_byte_identical() {
     }
 }
 
+/// A-116, A-119
+#[test]
+fn odd_targets_arrive_as_they_are_or_not_at_all() {
+    let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
+    let sidecar = Sidecar::between(&upstream, &auth);
+    for target in [
+        "/\"", "/{a}", "/<a>", "/a\\b", "/|^`", "/é", "/a?é", "/%", "/%00", "/a b",
+    ] {
+        let before = upstream.requests().len();
+        let answer = sidecar.get(target);
+        if answer.status() == 200 {
+            assert_eq!(upstream.requests()[before].target(), target);
+        } else {
+            assert_eq!(
+                (answer.status(), upstream.requests().len()),
+                (400, before),
+                "{target}"
+            );
+        }
+    }
+}
+
 /// A-121
 #[test]
 fn the_base_path_is_put_in_front() {
@@ -162,6 +184,13 @@ fn exactly_one_authorization_arrives_and_it_is_ours() {
         let fields = [fields, vec![ID]].concat();
         assert_forwarded(request("GET /", &fields, ""), "GET /", &[], "");
     }
+}
+
+/// A-094
+#[test]
+fn odd_connection_options_do_no_harm() {
+    let get = b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: r\r\nX-Foo: 1\r\nConnection: \xff,, a b ,x-FOO,\r\n\r\n";
+    assert_forwarded(get, "GET /", &[], "");
 }
 
 /// A-092, H-20: hyper's HTTP/2 client strips what `Connection` names, by itself.

@@ -250,6 +250,32 @@ fn nothing_is_shown_by_the_commands() {
     );
 }
 
+/// C-12, C-77: what the environment of a debugging person says of proxies and TLS keys is nothing to us.
+#[test]
+fn the_environment_diverts_nothing() {
+    let (proxy, auth) = (Upstream::ok(), AuthorizationServer::new());
+    let upstream = Upstream::scripted_tls(|exchange| exchange.send(OK));
+    let folder = tempfile::tempdir().unwrap();
+    let key_log = folder.path().join("keys");
+    let mut environment = vec![("SSLKEYLOGFILE", key_log.to_str().unwrap())];
+    let proxy_url = proxy.url();
+    for name in [
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+    ] {
+        environment.push((name, &proxy_url));
+    }
+    let sidecar = Setup::between(&upstream, &auth).start_process_with(&environment);
+    sidecar.wait_until_ready();
+    assert_eq!(sidecar.get("/").ok(), "ok");
+    assert_eq!(proxy.connections(), 0);
+    assert!(!key_log.exists());
+}
+
 /// The scan itself finds what it looks for.
 #[test]
 #[should_panic(expected = "is in: ")]

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::support::client::request;
+use crate::support::h2_upstream::H2Upstream;
 use crate::support::server::Exchange;
 use crate::support::upstream::OK;
 use crate::support::{AuthorizationServer, Response, Setup, Sidecar, Upstream};
@@ -237,6 +238,25 @@ fn an_answer_that_breaks_off_never_looks_complete() {
             assert!(client.is_closed());
         }
     }
+}
+
+/// A-065 over HTTP/2: a stream that is reset.
+#[test]
+fn an_answer_that_breaks_off_over_http2_never_looks_complete() {
+    let (upstream, auth) = (H2Upstream::endless(), AuthorizationServer::new());
+    let sidecar = Setup::new(&upstream.url(), &auth)
+        .trusting(&upstream.authority)
+        .start();
+    let mut client = sidecar.client();
+    client.send(request(
+        "POST /",
+        &["Transfer-Encoding: chunked"],
+        "5\r\nhello\r\n0\r\n\r\n",
+    ));
+    assert_eq!(client.receive_head().status(), 200);
+    assert_eq!(client.receive_bytes(10), b"5\r\nhello\r\n");
+    upstream.reset();
+    assert!(client.is_over(), "there is no last chunk");
 }
 
 /// H-04, linkerd's `response_timeout_ignores_request_body`: the timeout counts from the last bytes of the request.

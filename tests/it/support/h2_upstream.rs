@@ -1,18 +1,24 @@
 //! An upstream that speaks HTTP/2 behind TLS. It is made of hyper, so it records what was decoded, not bytes.
 
+use std::io;
+use std::mem;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::thread::{self, JoinHandle};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, Uri};
-use http_body_util::{BodyExt, Full};
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::futures::OwnedNotified;
+use tokio::sync::{Notify, oneshot};
 use tokio_rustls::TlsAcceptor;
 
 use super::certificates::Authority;
@@ -34,18 +40,30 @@ impl H2Request {
     }
 }
 
-/// The upstream. It answers with the body of the request.
+/// The upstream.
 pub struct H2Upstream {
     pub address: SocketAddr,
     pub authority: Authority,
     requests: Arc<Mutex<Vec<H2Request>>>,
+    reset: Option<Arc<Notify>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl H2Upstream {
-    /// Starts it.
+    /// One that answers with the body of the request.
     pub fn echo() -> Self {
+        Self::start(false)
+    }
+
+    /// One that does so too, and does not end its answers.
+    pub fn endless() -> Self {
+        Self::start(true)
+    }
+
+    fn start(endless: bool) -> Self {
+        let reset = endless.then(Arc::<Notify>::default);
+        let resets = reset.clone();
         let authority = Authority::new();
         let acceptor = TlsAcceptor::from(authority.server("127.0.0.1", &["h2"]));
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -63,7 +81,8 @@ impl H2Upstream {
                 let listener = TcpListener::from_std(listener).unwrap();
                 let serving = async {
                     while let Ok((stream, _)) = listener.accept().await {
-                        tokio::spawn(carry(acceptor.clone(), stream, recorded.clone()));
+                        let recorded = recorded.clone();
+                        tokio::spawn(carry(acceptor.clone(), stream, recorded, resets.clone()));
                     }
                 };
                 tokio::select! {
@@ -76,6 +95,7 @@ impl H2Upstream {
             address,
             authority,
             requests,
+            reset,
             stop: Some(stop),
             thread: Some(thread),
         }
@@ -84,6 +104,11 @@ impl H2Upstream {
     /// Its URL, without a path.
     pub fn url(&self) -> String {
         format!("https://{}", self.address)
+    }
+
+    /// Resets the stream of an answer that does not end.
+    pub fn reset(&self) {
+        self.reset.as_ref().unwrap().notify_one();
     }
 
     /// The one request there has been.
@@ -102,12 +127,17 @@ impl Drop for H2Upstream {
     }
 }
 
-async fn carry(acceptor: TlsAcceptor, stream: TcpStream, recorded: Arc<Mutex<Vec<H2Request>>>) {
+async fn carry(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    recorded: Arc<Mutex<Vec<H2Request>>>,
+    reset: Option<Arc<Notify>>,
+) {
     let Ok(stream) = acceptor.accept(stream).await else {
         return;
     };
     let service = service_fn(move |request: Request<Incoming>| {
-        let recorded = recorded.clone();
+        let (recorded, reset) = (recorded.clone(), reset.clone());
         async move {
             let (head, body) = request.into_parts();
             let body = match body.collect().await {
@@ -121,13 +151,49 @@ async fn carry(acceptor: TlsAcceptor, stream: TcpStream, recorded: Arc<Mutex<Vec
                 body: body.clone(),
             };
             lock(&recorded).push(request);
-            Ok(Response::new(Full::new(body)))
+            let reset = reset.map(|reset| Box::pin(reset.notified_owned()));
+            Ok(Response::new(Answer { body, reset }))
         }
     });
     // How the sidecar ends its connections is not the matter here.
     let _ = http2::Builder::new(TokioExecutor::new())
         .serve_connection(TokioIo::new(stream), service)
         .await;
+}
+
+/// A body of one frame, and then its end, or an error when it is told to.
+struct Answer {
+    body: Bytes,
+    reset: Option<Pin<Box<OwnedNotified>>>,
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let body = mem::take(&mut self.body);
+        if !body.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(body))));
+        }
+        match &mut self.reset {
+            None => Poll::Ready(None),
+            Some(reset) => {
+                ready!(reset.as_mut().poll(cx));
+                Poll::Ready(Some(Err(io::ErrorKind::Other.into())))
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.reset {
+            None => SizeHint::with_exact(self.body.len() as u64),
+            Some(_) => SizeHint::default(),
+        }
+    }
 }
 
 fn lock(requests: &Mutex<Vec<H2Request>>) -> MutexGuard<'_, Vec<H2Request>> {
