@@ -367,8 +367,9 @@ async fn announce_first_token(mut tokens: TokenHandle) {
                 None => "renewed on demand".to_owned(),
             };
             info!(
-                "ready  first token obtained in {} ms, expires in {}, {renewal}",
+                "ready  first token obtained in {} ms ({}), expires in {}, {renewal}",
                 took.as_millis(),
+                token.fingerprint(),
                 rounded(left)
             );
             return;

@@ -171,14 +171,17 @@ impl Refresher {
         let before = self.cache.get(&self.key).await;
         let same = before.is_some_and(|token| token.is_same_as(&grant));
         self.generation += 1;
-        info!(
-            token = %self.key.credential,
-            fingerprint = %grant.fingerprint,
-            lifetime_s = grant.lifetime.map(|lifetime| lifetime.as_secs_f64()),
-            scope = grant.scope.as_deref(),
-            took_ms = took.as_millis(),
-            "token obtained"
-        );
+        // The first one is told by the last of the lines that a start prints.
+        if self.generation > 1 {
+            info!(
+                token = %self.key.credential,
+                fingerprint = %grant.fingerprint,
+                lifetime_s = grant.lifetime.map(|lifetime| lifetime.as_secs_f64()),
+                scope = grant.scope.as_deref(),
+                took_ms = took.as_millis(),
+                "token renewed"
+            );
+        }
         let jitter = fastrand::f64();
         let token = AccessToken::new(
             grant,
