@@ -129,7 +129,7 @@ fn without_connections_there_is_no_delay() {
 fn sigint_drains_at_once() {
     let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
     let sidecar = Setup::between(&upstream, &auth)
-        .proxy("drain_delay = \"1h\"\ndrain_timeout = \"2h\"")
+        .proxy("header_timeout = \"1h\"\ndrain_delay = \"1h\"\ndrain_timeout = \"2h\"")
         .start_process();
     let mut client = sidecar.client();
     assert_eq!(client.exchange(request("GET /", &[], "")).ok(), "ok");
