@@ -8,6 +8,7 @@ use url::form_urlencoded::byte_serialize;
 
 use crate::support::authorization_server::json;
 use crate::support::client::request;
+use crate::support::h2_upstream::H2Upstream;
 use crate::support::sidecar::Running;
 use crate::support::upstream::OK;
 use crate::support::{AuthorizationServer, Process, Setup, Upstream, wait_until};
@@ -78,7 +79,11 @@ impl Seen {
 }
 
 fn start(upstream: &Upstream, auth: &AuthorizationServer) -> Running {
-    let setup = Setup::between(upstream, auth)
+    start_at_trace(Setup::between(upstream, auth))
+}
+
+fn start_at_trace(setup: Setup) -> Running {
+    let setup = setup
         .proxy("access_log = \"all\"")
         .credential("wait_timeout = \"100ms\"");
     setup.write_secret(SECRET);
@@ -128,6 +133,26 @@ fn nothing_is_shown_while_requests_are_served() {
     let mut client = sidecar.client();
     client.send(not_http);
     assert!(client.is_refused());
+    seen.add_all_of(sidecar);
+    seen.holds_no_canary();
+}
+
+/// The HTTP/2 library logs its frames at this level.
+#[test]
+fn nothing_is_shown_over_http2() {
+    let (upstream, auth) = (H2Upstream::echo(), AuthorizationServer::new());
+    auth.issues(TOKEN, 3600.0);
+    let setup = Setup::new(&upstream.url(), &auth).trusting(&upstream.authority);
+    let sidecar = start_at_trace(setup);
+    sidecar.wait_until_ready();
+    let cookie = format!("Cookie: session={FOREIGN}");
+    let post = request("POST /", &[&cookie, "Content-Length: 19"], FOREIGN);
+    assert_eq!(sidecar.send(post).ok(), FOREIGN);
+    assert_eq!(
+        upstream.request().values("authorization"),
+        [format!("Bearer {TOKEN}")]
+    );
+    let mut seen = Seen::new();
     seen.add_all_of(sidecar);
     seen.holds_no_canary();
 }

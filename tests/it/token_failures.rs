@@ -93,7 +93,12 @@ fn a_wrong_secret_is_503_until_the_file_is_corrected() {
         "C-05: nothing is probed, C-42: the backoff is long"
     );
     sidecar.setup.write_secret("right\n");
+    let corrected = Instant::now();
     sidecar.wait_until_ready();
+    assert!(
+        corrected.elapsed() < Duration::from_secs(20),
+        "the backoff was waited for, 30 s"
+    );
     assert_eq!(sidecar.get("/").ok(), "ok");
     assert_eq!(auth.requests().len(), 2);
 }
