@@ -8,7 +8,9 @@ use tokio::time::Instant;
 use crate::support::authorization_server::json;
 use crate::support::client::request;
 use crate::support::upstream::OK;
-use crate::support::{AuthorizationServer, Setup, Sidecar, Upstream, eventually, wait_until};
+use crate::support::{
+    AuthorizationServer, Client, Setup, Sidecar, Upstream, eventually, wait_until,
+};
 
 /// Asserts that the answer to a GET is the refusal for want of a token, with a time to try again.
 fn assert_unavailable(sidecar: &Sidecar) -> String {
@@ -59,17 +61,20 @@ fn no_more_requests_wait_than_max_waiting() {
     let sidecar = Setup::between(&upstream, &auth)
         .credential("wait_timeout = \"1h\"\nmax_waiting = 1")
         .start_unready();
-    let mut first = sidecar.client();
-    first.send(request("GET /", &[], ""));
-    sidecar.wait_for_metric("http_server_active_requests", 1.0);
-    // The first holds the one place as soon as it is in flight, or a moment later.
-    eventually("a refusal at once", || {
-        let mut second = sidecar.client();
-        second.send(request("GET /", &[], ""));
-        second.receive_within(Duration::from_secs(1))
+    let mut waiting = [sidecar.client(), sidecar.client()];
+    for client in &mut waiting {
+        client.send(request("GET /", &[], ""));
+    }
+    // Either can be the one that gets the place.
+    let refused = eventually("a refusal at once", || {
+        waiting.iter_mut().position(Client::has_answer)
     });
+    waiting[refused]
+        .receive()
+        .assert_problem(503, "token_unavailable");
+    assert!(!waiting[1 - refused].has_answer());
     auth.issues("token", 3600.0);
-    assert_eq!(first.receive().ok(), "ok");
+    assert_eq!(waiting[1 - refused].receive().ok(), "ok");
 }
 
 /// C-42, E-08: a refused client is 503, never 401: the application has not done anything wrong.

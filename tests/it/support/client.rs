@@ -90,12 +90,13 @@ impl Client {
         bytes
     }
 
-    /// The next response, if it begins within this time. Nothing can be received after `None`.
-    pub fn receive_within(&mut self, time: Duration) -> Option<Response> {
-        self.0.get_ref().set_read_timeout(Some(time)).unwrap();
-        let begins = self.0.fill_buf().is_ok_and(|bytes| !bytes.is_empty());
+    /// Whether the next response has begun; looks for a moment.
+    pub fn has_answer(&mut self) -> bool {
+        let moment = Some(Duration::from_millis(10));
+        self.0.get_ref().set_read_timeout(moment).unwrap();
+        let begun = self.0.fill_buf().is_ok_and(|bytes| !bytes.is_empty());
         self.0.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
-        begins.then(|| self.receive())
+        begun
     }
 
     /// Whether the sidecar closes, and says nothing before; waits for it.
