@@ -20,9 +20,9 @@ pub(super) enum TokenFormat {
 }
 
 pub(super) fn check(config: &Config, online: bool) -> Exit {
-    println!("ok    configuration: {}", config.sources);
+    say!("ok    configuration: {}", config.sources);
     for warning in &config.warnings {
-        println!("warn  {warning}");
+        say!("warn  {warning}");
     }
     if !online {
         return Exit::Clean;
@@ -42,7 +42,7 @@ async fn check_token(credential: &CredentialConfig) -> Exit {
     let name = &credential.name;
     match fetch(credential).await {
         Ok(grant) => {
-            println!(
+            say!(
                 "ok    token {name}: lifetime {}, scope {}, fingerprint {}",
                 lifetime_text(&grant),
                 grant.scope.as_deref().unwrap_or("as asked"),
@@ -51,9 +51,9 @@ async fn check_token(credential: &CredentialConfig) -> Exit {
             Exit::Clean
         }
         Err(error) => {
-            println!("fail  token {name}: {error}");
+            say!("fail  token {name}: {error}");
             if let Some(hint) = error.hint() {
-                println!("      hint: {hint}");
+                say!("      hint: {hint}");
             }
             token_exit(&error)
         }
@@ -66,7 +66,7 @@ async fn check_upstream(config: &UpstreamConfig) -> Exit {
     let connector = match Upstream::connector(config, None) {
         Ok(connector) => connector,
         Err(error) => {
-            println!("fail  upstream {name}: {error}");
+            say!("fail  upstream {name}: {error}");
             return Exit::Config;
         }
     };
@@ -84,11 +84,11 @@ async fn check_upstream(config: &UpstreamConfig) -> Exit {
                 ),
                 None => "without TLS".to_owned(),
             };
-            println!("ok    upstream {name}: connected to {url} ({session})");
+            say!("ok    upstream {name}: connected to {url} ({session})");
             Exit::Clean
         }
         Err(error) => {
-            println!("fail  upstream {name}: {}", Chain(&error));
+            say!("fail  upstream {name}: {}", Chain(&error));
             let hint = match error {
                 ConnectError::Dns(_) => "the host name of [upstream] url has no address here",
                 ConnectError::Tcp(_) | ConnectError::Timeout => {
@@ -96,7 +96,7 @@ async fn check_upstream(config: &UpstreamConfig) -> Exit {
                 }
                 ConnectError::Tls(_) => "a private CA needs [upstream] ca_file",
             };
-            println!("      hint: {hint}");
+            say!("      hint: {hint}");
             Exit::Unavailable
         }
     }
@@ -145,15 +145,15 @@ fn print_token(grant: &Grant, show: bool, format: TokenFormat) {
     let token = if show { grant.expose() } else { "***" };
     match format {
         TokenFormat::Text => {
-            println!("type         Bearer");
-            println!("lifetime     {}", lifetime_text(grant));
-            println!(
+            say!("type         Bearer");
+            say!("lifetime     {}", lifetime_text(grant));
+            say!(
                 "scope        {}",
                 grant.scope.as_deref().unwrap_or("(as asked)")
             );
-            println!("fingerprint  {}", grant.fingerprint);
+            say!("fingerprint  {}", grant.fingerprint);
             if show {
-                println!("token        {token}");
+                say!("token        {token}");
             }
         }
         TokenFormat::Json => {
@@ -166,8 +166,8 @@ fn print_token(grant: &Grant, show: bool, format: TokenFormat) {
             if show {
                 json["access_token"] = token.into();
             }
-            println!("{json}");
+            say!("{json}");
         }
-        TokenFormat::Header => println!("Authorization: Bearer {token}"),
+        TokenFormat::Header => say!("Authorization: Bearer {token}"),
     }
 }

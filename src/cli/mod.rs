@@ -1,5 +1,13 @@
 //! The commands.
 
+/// Prints a line. A reader that went away, as `head` does, is no failure of ours.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 mod check;
 mod probe;
 
@@ -166,7 +174,7 @@ pub fn main() -> ExitCode {
             fail_after,
         } => demo(once, expires_in, fail_after),
         Command::Version => {
-            println!("bearerd {}", env!("CARGO_PKG_VERSION"));
+            say!("bearerd {}", env!("CARGO_PKG_VERSION"));
             Exit::Clean
         }
     };

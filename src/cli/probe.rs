@@ -46,7 +46,7 @@ pub(super) fn with_admin<F: Future<Output = Exit>>(
 pub(super) async fn health(admin: AdminClient, probe: Probe) -> Exit {
     match admin.get(probe.path()).await {
         Ok((status, text)) => {
-            print!("{text}");
+            say!("{}", text.trim_end());
             if status == StatusCode::OK {
                 Exit::Clean
             } else {

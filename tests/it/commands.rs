@@ -375,3 +375,13 @@ fn sighup_does_not_end_it() {
     });
     assert_eq!(sidecar.get("/").ok(), "ok");
 }
+
+/// E-37: `bearerd … | head` is nobody's mistake.
+#[test]
+fn a_reader_that_went_away_is_no_failure() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut version = std::process::Command::new(env!("CARGO_BIN_EXE_bearerd"));
+    let status = version.arg("version").stdout(writer).status().unwrap();
+    assert_eq!(status.code(), Some(0));
+}
