@@ -316,7 +316,8 @@ async fn work(
             drain.clone(),
             move |request, peer| {
                 let (gateway, client) = (gateway.clone(), client.clone());
-                async move { gateway.handle(&client, request, peer).await }
+                // Boxed, because it is moved three times on its way to hyper, and large.
+                Box::pin(async move { gateway.handle(&client, request, peer).await })
             },
         ));
     }

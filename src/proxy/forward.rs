@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -69,7 +69,7 @@ impl Gateway {
             Err(_) => Err(ProxyError::Overloaded),
             Ok(_) => {
                 let forwarded =
-                    self.forward(client, request, peer, &request_id, &mut upstream_time);
+                    pin!(self.forward(client, request, peer, &request_id, &mut upstream_time));
                 let forwarded = catch_panic(forwarded).await;
                 forwarded.unwrap_or(Err(ProxyError::Panicked))
             }
@@ -265,8 +265,7 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 }
 
 /// `None` if `future` panicked. The panic was logged by the hook; the connection and the process go on.
-async fn catch_panic<F: Future>(future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
+async fn catch_panic<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
     std::future::poll_fn(move |cx| {
         match std::panic::catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
             Ok(poll) => poll.map(Some),
