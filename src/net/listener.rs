@@ -175,8 +175,8 @@ async fn carry<H, F>(
             .timer(TokioTimer::new())
             .header_read_timeout(connections.header_timeout)
             .max_header_size(connections.max_header_bytes)
-            // hyper wants room for one head; the rest bounds what a body may hold in memory (reliability: 10,000
-            // connections that each fill their buffer).
+            // Room for one head and a piece of a body. hyper's default of 400 KiB, filled by thousands of slow
+            // connections, would be gigabytes.
             .max_buf_size(connections.max_header_bytes.max(16 * 1024) + 32 * 1024)
             .serve_connection(TokioIo::new(stream), service)
     );

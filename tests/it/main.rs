@@ -1,5 +1,9 @@
 //! bearerd from outside: what an application, an upstream, an authorization server and an operator see of it. Each test
 //! runs its own sidecar between servers of its own, on ports of their own.
+//!
+//! Ids such as A-047 or E-15 in comments, here and in `src`, name one input or fault each: A is HTTP as it arrives, C the
+//! client of the authorization server, D misuse, E faults and load, H what hyper leaves to a proxy. Two tests with the
+//! same id are about the same thing.
 
 #![allow(
     clippy::unwrap_used,

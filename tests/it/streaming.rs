@@ -70,7 +70,7 @@ fn take_or_give(exchange: &mut Exchange<'_>) -> io::Result<()> {
     ))
 }
 
-/// D-53, DESIGN §6.6
+/// D-53
 fn large_bodies_pass_through_little_memory(upstream: &Upstream) {
     let auth = AuthorizationServer::new();
     let sidecar = Setup::between(upstream, &auth).start_process();
