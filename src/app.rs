@@ -306,7 +306,7 @@ async fn work(
     drain: DrainWatch,
 ) {
     let config = gateway.upstream.config();
-    let client = HttpClient::new(connector, config.http, config.pool);
+    let client = HttpClient::new(connector, config.pool);
     let mut listeners = JoinSet::new();
     for socket in sockets {
         let (gateway, client) = (gateway.clone(), client.clone());

@@ -13,7 +13,7 @@ use crate::config::{Config, Inputs};
 use crate::net::body::Body;
 use crate::net::client::{HttpClient, PoolConfig};
 use crate::net::connect::Connector;
-use crate::net::tls::{ClientTls, HttpVersions};
+use crate::net::tls::{ClientTls, HttpVersions, TlsError};
 
 /// What is asked of a running sidecar.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -38,7 +38,13 @@ pub(super) fn with_admin<F: Future<Output = Exit>>(
     command: impl FnOnce(AdminClient) -> F,
 ) -> Exit {
     match Config::load_admin(inputs) {
-        Ok(admin) => block_on(async { command(AdminClient::new(admin.listen)).await }),
+        Ok(admin) => match AdminClient::new(admin.listen) {
+            Ok(admin) => block_on(async { command(admin).await }),
+            Err(error) => {
+                eprintln!("bearerd: {error}");
+                Exit::Failure
+            }
+        },
         Err(error) => refused(&error),
     }
 }
@@ -83,6 +89,7 @@ pub(super) async fn wait(admin: AdminClient, limit: Duration) -> Exit {
 /// Asks the admin port of a running sidecar.
 pub(super) struct AdminClient {
     address: SocketAddr,
+    client: HttpClient,
 }
 
 impl AdminClient {
@@ -90,15 +97,21 @@ impl AdminClient {
     const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
     /// A sidecar that listens everywhere is asked on loopback.
-    fn new(listen: SocketAddr) -> Self {
+    fn new(listen: SocketAddr) -> Result<Self, TlsError> {
         let ip = match listen.ip() {
             ip if !ip.is_unspecified() => ip,
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
             IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
         };
-        Self {
+        let tls = ClientTls::load(None, HttpVersions::Http1)?;
+        let pool = PoolConfig {
+            idle_timeout: Self::TIMEOUT,
+            max_idle: 0,
+        };
+        Ok(Self {
             address: SocketAddr::new(ip, listen.port()),
-        }
+            client: HttpClient::new(Connector::new(tls, Self::TIMEOUT, None), pool),
+        })
     }
 
     async fn get(&self, path: &str) -> Result<(StatusCode, String), String> {
@@ -111,20 +124,13 @@ impl AdminClient {
     }
 
     async fn exchange(&self, path: &str) -> Result<(StatusCode, String), String> {
-        let versions = HttpVersions::Http1;
-        let tls = ClientTls::load(None, versions).map_err(|error| error.to_string())?;
-        let connector = Connector::new(tls, versions, Self::TIMEOUT, None);
-        let pool = PoolConfig {
-            idle_timeout: Self::TIMEOUT,
-            max_idle: 0,
-        };
         let uri: Uri = format!("http://{}{path}", self.address)
             .parse()
             .map_err(|error| format!("{error}"))?;
         let mut request = Request::new(Body::empty());
         *request.uri_mut() = uri;
-        let client = HttpClient::new(connector, versions, pool);
-        let (head, body) = client
+        let (head, body) = self
+            .client
             .send(request)
             .await
             .map_err(|error| error.to_string())?

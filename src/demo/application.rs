@@ -101,16 +101,15 @@ impl OutgoingRequest {
 impl Application {
     /// Its connections run on the runtime that sends the first request.
     pub(super) fn new() -> Result<Self, TlsError> {
-        let versions = HttpVersions::Http1;
-        let tls = ClientTls::load(None, versions)?;
-        let connector = Connector::new(tls, versions, TIMEOUT, None);
+        let tls = ClientTls::load(None, HttpVersions::Http1)?;
+        let connector = Connector::new(tls, TIMEOUT, None);
         let pool = PoolConfig {
             // Shorter than bearerd keeps an idle connection.
             idle_timeout: Duration::from_secs(5),
             max_idle: 4,
         };
         Ok(Self {
-            client: HttpClient::new(connector, versions, pool),
+            client: HttpClient::new(connector, pool),
         })
     }
 

@@ -36,7 +36,7 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
 impl HttpClient {
     /// A client with an empty pool. Its connections run on the tokio runtime that sends the first request.
-    pub fn new(connector: Connector, versions: HttpVersions, pool: PoolConfig) -> Self {
+    pub fn new(connector: Connector, pool: PoolConfig) -> Self {
         let client = legacy::Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             // Without this timer idle connections are only looked at when one is wanted, and stay open until then.
@@ -45,7 +45,7 @@ impl HttpClient {
             .pool_max_idle_per_host(pool.max_idle)
             .http1_max_buf_size(MAX_READ_BUFFER)
             .http1_max_headers(MAX_RESPONSE_FIELDS)
-            .http2_only(versions == HttpVersions::Http2)
+            .http2_only(connector.versions() == HttpVersions::Http2)
             .http2_initial_stream_window_size(STREAM_WINDOW)
             .http2_initial_connection_window_size(CONNECTION_WINDOW)
             // One connection carries everything; without a PING, one that died unseen would take every request

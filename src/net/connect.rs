@@ -27,7 +27,6 @@ use crate::metrics::{ConnectOutcome, GaugeGuard, Metrics};
 pub struct Connector {
     tcp: HttpConnector<Resolver>,
     tls: ClientTls,
-    versions: HttpVersions,
     timeout: Duration,
     metrics: Option<Arc<Metrics>>,
     #[cfg(test)]
@@ -37,12 +36,7 @@ pub struct Connector {
 impl Connector {
     /// `connect_timeout` covers DNS, TCP and TLS together. With `metrics`, connections and attempts are counted as
     /// those to an upstream.
-    pub fn new(
-        tls: ClientTls,
-        versions: HttpVersions,
-        connect_timeout: Duration,
-        metrics: Option<Arc<Metrics>>,
-    ) -> Self {
+    pub fn new(tls: ClientTls, connect_timeout: Duration, metrics: Option<Arc<Metrics>>) -> Self {
         let mut tcp = HttpConnector::new_with_resolver(Resolver(GaiResolver::new()));
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -52,7 +46,6 @@ impl Connector {
         Self {
             tcp,
             tls,
-            versions,
             timeout: connect_timeout,
             metrics,
             #[cfg(test)]
@@ -71,9 +64,13 @@ impl Connector {
         let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
         let connector = Self {
             memory: Some(sender),
-            ..Self::new(tls, HttpVersions::Http1, Duration::from_secs(5), None)
+            ..Self::new(tls, Duration::from_secs(5), None)
         };
         (connector, receiver)
+    }
+
+    pub(super) fn versions(&self) -> HttpVersions {
+        self.tls.versions()
     }
 
     /// Connects to the authority of `uri`, with TLS if its scheme is `https`.
@@ -135,7 +132,7 @@ impl Connector {
             .await
             .map_err(ConnectError::Tls)?;
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        if self.versions == HttpVersions::Http2 && !http2 {
+        if self.versions() == HttpVersions::Http2 && !http2 {
             let refused = io::Error::new(
                 io::ErrorKind::Unsupported,
                 "the server does not offer HTTP/2",

@@ -22,9 +22,12 @@ pub enum HttpVersions {
     Http2,
 }
 
-/// How a server proves who it is.
+/// How a server proves who it is, and which HTTP is spoken with it.
 #[derive(Clone)]
-pub struct ClientTls(Arc<ClientConfig>);
+pub struct ClientTls {
+    config: Arc<ClientConfig>,
+    versions: HttpVersions,
+}
 
 impl ClientTls {
     /// Trusts the certificates in `ca_file` (PEM) and no others, or without one the roots of the web PKI built in.
@@ -57,11 +60,18 @@ impl ClientTls {
             HttpVersions::Http1 => vec![b"http/1.1".to_vec()],
             HttpVersions::Http2 => vec![b"h2".to_vec()],
         };
-        Ok(Self(Arc::new(config)))
+        Ok(Self {
+            config: Arc::new(config),
+            versions,
+        })
     }
 
     pub(super) fn connector(&self) -> tokio_rustls::TlsConnector {
-        self.0.clone().into()
+        self.config.clone().into()
+    }
+
+    pub(super) fn versions(&self) -> HttpVersions {
+        self.versions
     }
 }
 

@@ -57,12 +57,12 @@ impl CredentialConfig {
     /// When the CA file cannot be used.
     pub fn token_endpoint(&self) -> Result<TokenEndpoint, TlsError> {
         let tls = ClientTls::load(self.ca_file.as_deref(), HttpVersions::Http1)?;
-        let connector = Connector::new(tls, HttpVersions::Http1, self.connect_timeout, None);
+        let connector = Connector::new(tls, self.connect_timeout, None);
         let pool = PoolConfig {
             idle_timeout: Duration::from_secs(1),
             max_idle: 0,
         };
-        let client = HttpClient::new(connector, HttpVersions::Http1, pool);
+        let client = HttpClient::new(connector, pool);
         Ok(TokenEndpoint::new(self.endpoint.clone(), client))
     }
 

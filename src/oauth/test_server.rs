@@ -16,7 +16,6 @@ use super::token_endpoint::{ClientId, TokenEndpoint, TokenEndpointConfig};
 use crate::metrics::Metrics;
 use crate::net::client::{HttpClient, PoolConfig};
 use crate::net::connect::Connector;
-use crate::net::tls::HttpVersions;
 use crate::secret::SecretSource;
 
 /// Timers of tokio have a resolution of a millisecond.
@@ -62,7 +61,7 @@ pub(super) fn client() -> (HttpClient, mpsc::UnboundedReceiver<DuplexStream>) {
         idle_timeout: secs(1),
         max_idle: 0,
     };
-    let client = HttpClient::new(connector, HttpVersions::Http1, pool);
+    let client = HttpClient::new(connector, pool);
     (client, connections)
 }
 

@@ -90,12 +90,7 @@ impl Upstream {
         metrics: Option<Arc<Metrics>>,
     ) -> Result<Connector, TlsError> {
         let tls = ClientTls::load(config.ca_file.as_deref(), config.http)?;
-        Ok(Connector::new(
-            tls,
-            config.http,
-            config.connect_timeout,
-            metrics,
-        ))
+        Ok(Connector::new(tls, config.connect_timeout, metrics))
     }
 
     /// The URI of a request for `target`: our scheme and authority, the base path, and the target's text as it came.
