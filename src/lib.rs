@@ -27,9 +27,10 @@
 //!
 //! [`net::listener`] accepts, under a limit of connections and a deadline for the head. [`proxy::Gateway::handle`]
 //! answers, whatever happens; inside it `forward` is one straight line: [`proxy::guard`] (who may use the credential) →
-//! framing of the body → [`proxy::hop`] (what must not cross) → [`proxy::upstream`] (target, `Via`) → the token, of
-//! [`oauth::TokenHandle`], normally without a wait → `Authorization`, last → [`net::client`] → [`proxy::hop`] back.
-//! Bodies stream both ways ([`net::body`]). Every failure is a [`proxy::error::ProxyError`], and one place makes of it
+//! [`proxy::route`] (where it goes) → framing of the body → [`proxy::hop`] (what must not cross) → [`proxy::upstream`]
+//! (target, `Via`) → the token, of [`oauth::TokenHandle`], normally without a wait → `Authorization`, last →
+//! [`net::client`] → [`proxy::hop`] back. Bodies stream both ways ([`net::body`]). [`net::connection`] speaks HTTP/1.1,
+//! HTTP/2 where that is switched on, and after a [`proxy::upgrade`] passes bytes on ([`net::tunnel`]). Every failure is a [`proxy::error::ProxyError`], and one place makes of it
 //! a problem document, a log line and a count.
 //!
 //! # The life of a token
@@ -49,7 +50,8 @@
 //!
 //! 1. A request reaches the upstream with exactly one `Authorization`, ours, or not at all; never with a token that is
 //!    expired by the monotonic or by the wall clock.
-//! 2. What may have reached the upstream is never sent again. Only what was never written is.
+//! 2. What may have reached the upstream is never sent again. Only what was never written is, and what an HTTP/2 server
+//!    says it has not looked at.
 //! 3. Secrets and tokens are in no log line, metric, error, `Debug` text or command line; they go to the configured
 //!    hosts and to no other: redirects are not followed, proxies of the environment are not read.
 //! 4. A body that broke off never looks complete, in either direction.

@@ -1,11 +1,12 @@
 //! The only place that makes a tokio runtime. One control thread (refreshers, admin, signals) and N data-plane workers,
 //! each single-threaded: a slow authorization server or a stuck scraper cannot touch a request, and a worker shares
-//! neither pool nor wake-ups with another.
+//! neither pool nor wake-ups with another. What the system lets the process have stands here too.
 
 use std::future::Future;
 use std::io;
 use std::thread;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 
@@ -39,6 +40,25 @@ where
             let _ = done.send(result);
         })?;
     Ok(receiver)
+}
+
+/// How many files and sockets this process may have open, as far as that is bounded.
+pub fn file_limit() -> Option<u64> {
+    getrlimit(Resource::Nofile).current
+}
+
+/// Raises that number as far as the system allows without privileges. Soft limits are low for the sake of programs that
+/// use select(2), which this one does not.
+pub fn raise_file_limit() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum {
+        let raised = Rlimit {
+            current: maximum,
+            maximum,
+        };
+        // Without it the caps are lower, and the log says so.
+        let _ = setrlimit(Resource::Nofile, raised);
+    }
 }
 
 fn single_threaded() -> io::Result<Runtime> {

@@ -95,6 +95,7 @@ async fn check_upstream(config: &UpstreamConfig) -> Exit {
                     "is the API up, and reachable from here?"
                 }
                 ConnectError::Tls(_) => "a private CA needs [upstream] ca_file",
+                ConnectError::Exhausted(_) => "raise the limit of open files, ulimit -n",
             };
             say!("      hint: {hint}");
             Exit::Unavailable

@@ -20,8 +20,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::info;
 
-use crate::app::{App, RunError, Stop};
+use crate::app::{App, Inherited, RunError, Stop};
 use crate::config::{Config, ConfigError, Flags, Inputs};
+use crate::net::socket::{ListenAddress, ListeningSocket};
 use crate::runtime;
 use crate::telemetry::Telemetry;
 use check::{TokenFormat, check, token};
@@ -161,7 +162,7 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let inputs = arguments.settings.inputs();
     let exit = match arguments.command.unwrap_or(Command::Run) {
-        Command::Run => with_config(&inputs, run),
+        Command::Run => with_config(&inputs, |config| run(config, inputs.socket_names())),
         Command::Check { online } => with_config(&inputs, |config| check(&config, online)),
         Command::Token { show, format } => {
             with_config(&inputs, |config| token(&config.credential, show, format))
@@ -205,9 +206,14 @@ fn block_on(future: impl Future<Output = Exit>) -> Exit {
     })
 }
 
-fn run(config: Config) -> Exit {
+fn run(config: Config, socket_names: &[String]) -> Exit {
+    // Before there is another thread: it changes the environment.
+    let inherited = inherited(socket_names);
+    runtime::raise_file_limit();
     let telemetry = Telemetry::start(config.log);
-    let app = match App::bind(config, Some(telemetry.dropped_lines())) {
+    let bound = inherited
+        .and_then(|inherited| App::bind_rest(config, inherited, Some(telemetry.dropped_lines())));
+    let app = match bound {
         Ok(app) => app,
         Err(error) => return failed(&error),
     };
@@ -227,17 +233,44 @@ fn run(config: Config) -> Exit {
     })
 }
 
+/// The sockets of the service manager: the one called `admin` is for operators, all others for applications.
+fn inherited(names: &[String]) -> Result<Inherited, RunError> {
+    let mut inherited = Inherited::default();
+    let sockets = ListeningSocket::inherited().map_err(RunError::Inherited)?;
+    for (index, socket) in sockets.into_iter().enumerate() {
+        if names.get(index).is_some_and(|name| name == "admin") {
+            inherited.admin = Some(socket);
+        } else {
+            inherited.proxy.push(socket);
+        }
+    }
+    Ok(inherited)
+}
+
 fn failed(error: &RunError) -> Exit {
     eprintln!("bearerd: {error}");
     match error {
         RunError::Bind { address, source } => {
             if source.kind() == std::io::ErrorKind::AddrInUse {
-                eprintln!(
-                    "  hint: something else listens there; see `ss -ltnp sport = :{}`",
-                    address.port()
-                );
+                match address {
+                    ListenAddress::Tcp(address) => eprintln!(
+                        "  hint: something else listens there; see `ss -ltnp sport = :{}`",
+                        address.port()
+                    ),
+                    ListenAddress::Unix(path) => eprintln!(
+                        "  hint: something else listens there; see `ss -lxp src {}`",
+                        path.display()
+                    ),
+                }
             }
             Exit::Io
+        }
+        RunError::Inherited(_) => Exit::Io,
+        RunError::NotLoopback(_) => {
+            eprintln!(
+                "  hint: whoever reaches it uses your credential; if that is meant, set allow_remote_clients"
+            );
+            Exit::Config
         }
         RunError::Tls(_) => Exit::Config,
         RunError::Worker(_) | RunError::WorkerEnded | RunError::RefresherEnded => Exit::Failure,

@@ -7,6 +7,7 @@ mod credential;
 pub mod error;
 mod overlay;
 mod resolve;
+mod route;
 mod setting;
 mod tables;
 mod upstream;
@@ -15,9 +16,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::net::socket::ListenAddress;
 use crate::oauth::CredentialConfig;
 use crate::proxy::AccessLog;
 use crate::proxy::guard::GuardConfig;
+use crate::proxy::route::RouteConfig;
 use crate::proxy::upstream::UpstreamConfig;
 pub use error::ConfigError;
 pub use overlay::{Flags, Inputs};
@@ -31,6 +34,8 @@ pub struct Config {
     /// Data-plane worker threads; never 0.
     pub workers: usize,
     pub log: LogConfig,
+    /// At least one.
+    pub routes: Vec<RouteConfig>,
     pub upstream: UpstreamConfig,
     pub credential: CredentialConfig,
     /// Where it all came from, for one line of the log.
@@ -43,8 +48,12 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub struct ProxyConfig {
     /// At least one.
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<ListenAddress>,
+    /// Of the files of Unix sockets.
+    pub unix_socket_mode: u32,
     pub guard: GuardConfig,
+    /// Whether HTTP/2 with prior knowledge is spoken beside HTTP/1.1.
+    pub http2: bool,
     /// From accept, or from the last answer, to a complete request head.
     pub header_timeout: Duration,
     /// Open connections.

@@ -24,6 +24,7 @@ pub struct Flags {
 pub struct Inputs {
     flags: Flags,
     variables: Vec<(String, String)>,
+    socket_names: Vec<String>,
 }
 
 /// The variables there are. `BEARERD_CLIENT_SECRET` is not here: its value is never looked at, only its presence.
@@ -41,12 +42,20 @@ const VARIABLES: [&str; 12] = [
     "BEARERD_LOG_FORMAT",
     "BEARERD_ALLOW_REMOTE_CLIENTS",
 ];
+/// See sd_listen_fds_with_names(3).
+const SOCKET_NAMES: &str = "LISTEN_FDNAMES";
 const CLIENT_SECRET: &str = "BEARERD_CLIENT_SECRET";
 
 impl Inputs {
-    /// `flags` and the variables of `environment` that begin with `BEARERD_`.
+    /// `flags` and those variables of `environment` that are for us.
     pub fn new(flags: Flags, environment: impl Iterator<Item = (String, String)>) -> Self {
+        let mut socket_names = Vec::new();
         let variables = environment
+            .inspect(|(name, value)| {
+                if name == SOCKET_NAMES {
+                    socket_names = value.split(':').map(str::to_owned).collect();
+                }
+            })
             .filter(|(name, _)| name.starts_with("BEARERD_"))
             .map(|(name, value)| {
                 // Not even a copy of the secret is kept.
@@ -58,7 +67,16 @@ impl Inputs {
                 (name, value)
             })
             .collect();
-        Self { flags, variables }
+        Self {
+            flags,
+            variables,
+            socket_names,
+        }
+    }
+
+    /// What the service manager calls the sockets it passes to us, in their order.
+    pub fn socket_names(&self) -> &[String] {
+        &self.socket_names
     }
 
     /// `flags` and the environment of this process. Variables that are not UTF-8 are passed over.

@@ -7,12 +7,14 @@ use http::{HeaderName, HeaderValue};
 
 use super::credential::credential;
 use super::error::{Origin, Problem};
+use super::route::routes;
 use super::setting::{
     Problems, choice, choice_or, count, duration, duration_or_zero, flag, list, parsed, size,
 };
 use super::tables::{AdminTable, List, LogTable, Number, OneOrMany, ProxyTable, Setting, Tables};
 use super::upstream::upstream;
 use super::{AdminConfig, Config, LogConfig, LogFormat, ProxyConfig, Sources};
+use crate::net::socket::ListenAddress;
 use crate::proxy::AccessLog;
 use crate::proxy::guard::GuardConfig;
 
@@ -41,13 +43,15 @@ pub(super) fn config(
         problems,
     )
     .and_then(|(name, table)| credential(name, table, problems));
+    let (upstream, credential) = (upstream?, credential?);
     Some(Config {
         proxy,
         admin,
         workers,
         log,
-        upstream: upstream?,
-        credential: credential?,
+        routes: routes(tables.route, &upstream, &credential, problems),
+        upstream,
+        credential,
         sources,
         warnings,
     })
@@ -96,7 +100,9 @@ fn proxy(table: ProxyTable, problems: &mut Problems) -> ProxyConfig {
     }
     let config = ProxyConfig {
         listen: listen(table.listen, guard.allow_remote_clients, problems),
+        unix_socket_mode: parsed(table.unix_socket_mode, problems, mode).unwrap_or(0o660),
         guard,
+        http2: flag(table.http2, false),
         header_timeout: duration(table.header_timeout, "15s", problems),
         max_connections: count(table.max_connections, 4096, problems),
         max_in_flight: count(table.max_in_flight, 1024, problems),
@@ -125,20 +131,32 @@ fn proxy(table: ProxyTable, problems: &mut Problems) -> ProxyConfig {
     config
 }
 
-fn listen(setting: List, allow_remote_clients: bool, problems: &mut Problems) -> Vec<SocketAddr> {
+fn listen(
+    setting: List,
+    allow_remote_clients: bool,
+    problems: &mut Problems,
+) -> Vec<ListenAddress> {
     let setting = setting.unwrap_or_else(|| Setting {
         value: OneOrMany::One("127.0.0.1:8080".to_owned()),
         origin: Origin::File(0..0),
     });
     let mut addresses = Vec::new();
     for text in setting.value.into_vec() {
-        match address(&text) {
-            Ok(address) if !allow_remote_clients && !address.ip().is_loopback() => problems.push(
-                Problem::at(&setting.origin, format!("{address} is not a loopback address")).hint(
-                    "whoever reaches this port uses your credential; if that is meant, set allow_remote_clients \
-                     (BEARERD_ALLOW_REMOTE_CLIENTS=true)",
-                ),
-            ),
+        match listen_address(&text) {
+            Ok(ListenAddress::Tcp(address))
+                if !allow_remote_clients && !address.ip().is_loopback() =>
+            {
+                problems.push(
+                    Problem::at(
+                        &setting.origin,
+                        format!("{address} is not a loopback address"),
+                    )
+                    .hint(
+                        "whoever reaches this port uses your credential; if that is meant, set \
+                             allow_remote_clients (BEARERD_ALLOW_REMOTE_CLIENTS=true)",
+                    ),
+                );
+            }
             Ok(address) => addresses.push(address),
             Err(message) => problems.push(Problem::at(&setting.origin, message)),
         }
@@ -149,10 +167,29 @@ fn listen(setting: List, allow_remote_clients: bool, problems: &mut Problems) ->
     addresses
 }
 
+fn listen_address(text: &str) -> Result<ListenAddress, String> {
+    match text.strip_prefix("unix:") {
+        Some(path) if path.starts_with('/') => Ok(ListenAddress::Unix(path.into())),
+        Some(_) => Err(format!(
+            "{text:?} does not name an absolute path, such as unix:/run/bearerd/proxy.sock"
+        )),
+        None => address(text).map(ListenAddress::Tcp),
+    }
+}
+
 fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
         format!("{text:?} is not an address and port, such as 127.0.0.1:8080 or [::1]:8080")
     })
+}
+
+fn mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err(format!(
+            "{text:?} is not a file mode in octal, such as \"0660\""
+        )),
+    }
 }
 
 pub(super) fn admin(table: AdminTable, problems: &mut Problems) -> AdminConfig {

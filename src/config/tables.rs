@@ -58,16 +58,19 @@ pub(super) struct Tables {
     pub(super) log: LogTable,
     pub(super) upstream: BTreeMap<String, UpstreamTable>,
     pub(super) credential: BTreeMap<String, CredentialTable>,
+    pub(super) route: Vec<RouteTable>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ProxyTable {
     pub(super) listen: List,
+    pub(super) unix_socket_mode: Text,
     pub(super) allow_remote_clients: Flag,
     pub(super) allowed_hosts: List,
     pub(super) allowed_origins: List,
     pub(super) require_header: Text,
+    pub(super) http2: Flag,
     pub(super) header_timeout: Text,
     pub(super) max_connections: Number,
     pub(super) max_in_flight: Number,
@@ -111,6 +114,19 @@ pub(super) struct UpstreamTable {
     pub(super) set_headers: Map,
     pub(super) remove_headers: List,
     pub(super) rewrite_location: Flag,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RouteTable {
+    pub(super) name: Text,
+    pub(super) path: Text,
+    pub(super) methods: List,
+    pub(super) upstream: Text,
+    pub(super) credential: Text,
+    pub(super) strip_prefix: Flag,
+    pub(super) upgrade: List,
+    pub(super) response_timeout: Text,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -109,6 +109,7 @@ fn the_example_and_the_readme_name_every_key() {
         "log",
         "upstream.x",
         "credential.x",
+        "[route]",
     ] {
         for key in keys_of(table) {
             let documented = EXAMPLE.lines().any(|line| {
@@ -174,7 +175,10 @@ fn flags_override_variables_and_those_the_file() {
         ..Flags::default()
     };
     let config = load_with(&text, flags, &variables).unwrap();
-    assert_eq!(config.proxy.listen, ["127.0.0.1:3".parse().unwrap()]);
+    assert_eq!(
+        config.proxy.listen,
+        [ListenAddress::Tcp("127.0.0.1:3".parse().unwrap())]
+    );
     assert_eq!(config.credential.endpoint.scope.as_deref(), Some("env"));
     assert_eq!(
         config.credential.endpoint.client_auth,
@@ -251,7 +255,7 @@ fn an_unknown_key_gets_a_caret_and_a_suggestion() {
     );
     let error = load("[proxy]\nxyz = 1\n").unwrap_err();
     assert!(
-        error.contains("hint: known here: listen, allow_remote_clients"),
+        error.contains("hint: known here: listen, unix_socket_mode"),
         "{error}"
     );
     let error = load("[proxy]\nheader_timeout = 15\n").unwrap_err();
@@ -391,6 +395,95 @@ fn no_message_shows_what_may_be_a_secret() {
         } else {
             assert!(!error.contains(canary), "{error}");
         }
+    }
+}
+
+#[test]
+fn listeners_may_be_unix_sockets() {
+    let secret = secret();
+    let proxy = |lines: &str| load(&minimal(&secret, lines, "", "")).map(|config| config.proxy);
+    let config = proxy(
+        "listen = [\"unix:/run/a b.sock\", \"[::1]:3\"]\nunix_socket_mode = \"0600\"\nhttp2 = true\n",
+    );
+    let config = config.unwrap();
+    assert_eq!(
+        config.listen,
+        [
+            ListenAddress::Unix("/run/a b.sock".into()),
+            ListenAddress::Tcp("[::1]:3".parse().unwrap()),
+        ]
+    );
+    assert_eq!(config.unix_socket_mode, 0o600);
+    assert!(config.http2);
+    assert_eq!(proxy("").unwrap().unix_socket_mode, 0o660);
+    for (lines, expected) in [
+        ("listen = \"unix:run/x.sock\"\n", "absolute path"),
+        ("unix_socket_mode = \"0990\"\n", "not a file mode"),
+        ("unix_socket_mode = \"07777\"\n", "not a file mode"),
+    ] {
+        let error = proxy(lines).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn routes_are_checked() {
+    let secret = secret();
+    let routes = |lines: &str, upstream: &str| {
+        let text = minimal(&secret, "", upstream, "");
+        load(&format!("{text}\n{lines}")).map(|config| config.routes)
+    };
+    let route = routes(
+        "[[route]]\npath = \"/pay/\"\nmethods = [\"GET\", \"POST\"]\nupgrade = \"websocket\"\n\
+         strip_prefix = true\nresponse_timeout = \"5s\"\nupstream = \"payments\"\n",
+        "",
+    );
+    let expected = RouteConfig {
+        name: "route 1".to_owned(),
+        path: "/pay".to_owned(),
+        methods: vec![http::Method::GET, http::Method::POST],
+        strip_prefix: true,
+        websocket: true,
+        response_timeout: Some(Duration::from_secs(5)),
+    };
+    assert_eq!(route.unwrap(), [expected]);
+    assert_eq!(routes("", "").unwrap(), [RouteConfig::everything()]);
+    for (lines, upstream, expected) in [
+        ("", "", "missing `path`"),
+        ("path = \"pay\"", "", "not a path of plain segments"),
+        ("path = \"/a/../b\"", "", "not a path of plain segments"),
+        ("path = \"/a%20b\"", "", "not a path of plain segments"),
+        ("path = \"/a//b\"", "", "not a path of plain segments"),
+        ("path = \"/\"\nmethods = [\"get\"]", "", "is not a method"),
+        ("path = \"/\"\nmethods = []", "", "no method"),
+        (
+            "path = \"/\"\nupgrade = [\"h2c\"]",
+            "",
+            "no upgrade that can be allowed",
+        ),
+        (
+            "path = \"/\"\nupstream = \"payment\"",
+            "",
+            "did you mean \"payments\"?",
+        ),
+        (
+            "path = \"/\"\ncredential = \"x\"",
+            "",
+            "there is no [credential.x]",
+        ),
+        (
+            "path = \"/\"\n[[route]]\npath = \"/\"",
+            "",
+            "cover the same path",
+        ),
+        (
+            "path = \"/\"\nupgrade = \"websocket\"",
+            "http = \"2\"",
+            "an upgrade needs HTTP/1.1",
+        ),
+    ] {
+        let error = routes(&format!("[[route]]\n{lines}\n"), upstream).unwrap_err();
+        assert!(error.contains(expected), "{lines}: {error}");
     }
 }
 

@@ -17,8 +17,10 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::net::body::Body;
+use crate::net::connection::Connections;
 use crate::net::drain::{self, DrainTrigger, Phase};
-use crate::net::listener::{self, Connections, Refusal};
+use crate::net::listener::{self, Refusal};
+use crate::net::socket;
 
 /// The largest request body read.
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -55,7 +57,7 @@ enum State {
 impl<H: Handler> Server<H> {
     /// Starts on a free port of 127.0.0.1, on the present runtime.
     pub(super) fn start(handler: Arc<H>) -> io::Result<Self> {
-        let socket = listener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+        let socket = socket::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
         let address = socket.local_addr()?;
         Ok(Self {
             state: serve(socket, handler.clone()),
@@ -76,7 +78,7 @@ impl<H: Handler> Server<H> {
                 trigger.advance(Phase::Cutting);
                 let _ = timeout(STOP_TIMEOUT, task).await;
             }
-            self.state = State::Stopped(listener::reserve(self.address)?);
+            self.state = State::Stopped(socket::reserve(self.address)?);
         }
         Ok(())
     }
@@ -84,7 +86,7 @@ impl<H: Handler> Server<H> {
     /// Listens again on the same port.
     pub(super) fn start_again(&mut self) -> io::Result<()> {
         if let State::Stopped(socket) = &self.state {
-            listener::listen(socket)?;
+            socket::listen(socket)?;
             let socket = socket.try_clone()?.into();
             self.state = serve(socket, self.handler.clone());
         }
@@ -98,13 +100,14 @@ fn serve<H: Handler>(socket: TcpListener, handler: Arc<H>) -> State {
         header_timeout: Duration::from_secs(75),
         unread_timeout: Duration::from_secs(75),
         max_header_bytes: 32 * 1024,
+        http2: false,
         slots: Arc::new(Semaphore::new(256)),
         refusal: Refusal::new(Bytes::from_static(REFUSAL)),
         metrics: None,
     };
     let (trigger, watch) = drain::channel();
     let task = tokio::spawn(listener::serve(
-        socket,
+        socket.into(),
         connections,
         watch,
         move |request, _| {

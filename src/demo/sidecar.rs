@@ -65,10 +65,9 @@ impl Sidecar {
         };
         let (app, notices) = bind(&mut flags)?;
         let addresses = app.addresses();
-        let Some(proxy) = addresses.proxy.first().copied() else {
+        let (Some(proxy), Some(admin)) = (addresses.proxy_tcp(), addresses.admin.tcp()) else {
             return Err("bearerd listens nowhere".to_owned());
         };
-        let admin = addresses.admin;
         let (stops, receiver) = mpsc::channel(2);
         let (sender, ended) = oneshot::channel();
         thread::Builder::new()

@@ -32,10 +32,12 @@ labels! {
     /// Why the sidecar answered a request itself: the `code` member of its problem document.
     Code {
         BadRequest = "bad_request",
+        ForbiddenPath = "forbidden_path",
         ForbiddenHost = "forbidden_host",
         ForbiddenOrigin = "forbidden_origin",
         MissingHeader = "missing_header",
         ForbiddenPeer = "forbidden_peer",
+        NoRoute = "no_route",
         MethodNotAllowed = "method_not_allowed",
         BodyTooLarge = "body_too_large",
         ExpectationFailed = "expectation_failed",
@@ -65,6 +67,8 @@ labels! {
         Reset = "connection_terminated",
         Timeout = "http_response_timeout",
         Protocol = "http_protocol_error",
+        /// No file descriptor was left for a connection.
+        Exhausted = "connection_limit_reached",
         /// The application went away, or sent a body that broke off.
         Downstream = "downstream_aborted",
     }
@@ -78,6 +82,8 @@ labels! {
         Connect = "connect_error",
         Timeout = "timeout",
         Tls = "tls_error",
+        /// No file descriptor was left.
+        Exhausted = "exhausted",
     }
 }
 

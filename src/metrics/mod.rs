@@ -42,6 +42,7 @@ pub struct Metrics {
     rejected: [IntCounter; Code::ALL.len()],
     parse_errors: IntCounter,
     connections_open: IntGauge,
+    tunnels_open: IntGauge,
     upstream_unauthorized: [IntCounter; UnauthorizedAction::ALL.len()],
     client_duration: HistogramVec,
     upstream_connections: IntGauge,
@@ -76,21 +77,17 @@ impl Metrics {
                 "HTTP requests from the local application currently in flight.",
             ),
             overhead: overhead(r),
-            rejected: counters::<Code, _>(
-                r,
-                "bearerd_rejected_requests_total",
-                "Requests answered by the sidecar itself, with an error of its own.",
-                "reason",
-            ),
-            parse_errors: counter(
-                r,
-                "bearerd_downstream_parse_errors_total",
-                "Connections ended because what the application sent could not be parsed as HTTP.",
-            ),
+            rejected: rejected(r),
+            parse_errors: parse_errors(r),
             connections_open: gauge(
                 r,
                 "bearerd_connections_open",
                 "Open connections from applications.",
+            ),
+            tunnels_open: gauge(
+                r,
+                "bearerd_tunnels_open",
+                "Open connections from applications that were upgraded to another protocol.",
             ),
             upstream_unauthorized: counters::<UnauthorizedAction, _>(
                 r,
@@ -180,6 +177,11 @@ impl Metrics {
     /// Counts one open connection from an application until the guard is dropped.
     pub fn connection(&self) -> GaugeGuard {
         GaugeGuard::new(&self.connections_open)
+    }
+
+    /// Counts one upgraded connection until the guard is dropped.
+    pub fn tunnel(&self) -> GaugeGuard {
+        GaugeGuard::new(&self.tunnels_open)
     }
 
     /// Counts one open connection to an upstream until the guard is dropped.
@@ -314,6 +316,23 @@ fn counters<L: labels::Label<N>, const N: usize>(
 fn histograms(r: &Registry, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
     let options = HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec());
     register(r, HistogramVec::new(options, labels))
+}
+
+fn rejected(r: &Registry) -> [IntCounter; Code::ALL.len()] {
+    counters::<Code, _>(
+        r,
+        "bearerd_rejected_requests_total",
+        "Requests answered by the sidecar itself, with an error of its own.",
+        "reason",
+    )
+}
+
+fn parse_errors(r: &Registry) -> IntCounter {
+    counter(
+        r,
+        "bearerd_downstream_parse_errors_total",
+        "Connections ended because what the application sent could not be parsed as HTTP.",
+    )
 }
 
 fn overhead(r: &Registry) -> Histogram {

@@ -7,10 +7,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 use tracing::warn;
+
+use super::resend::{Attempt, Resendable};
 
 /// The body of every message the sidecar sends.
 #[derive(Default)]
@@ -22,6 +25,7 @@ enum Kind {
     Empty,
     Full(Bytes),
     Relay(Box<Relay>),
+    Attempt(Attempt),
 }
 
 impl Body {
@@ -39,6 +43,50 @@ impl Body {
     pub fn relay(relay: Relay) -> Self {
         Self(Kind::Relay(Box::new(relay)))
     }
+
+    /// The same, and it may be asked for [again](Self::again).
+    pub fn resendable(relay: Relay) -> Self {
+        Self(Kind::Attempt(Resendable::new(relay).attempt()))
+    }
+
+    /// What makes this body once more, for a request that was refused before anything was done about it.
+    pub fn again(&self) -> Again {
+        match &self.0 {
+            Kind::Empty => Again(Some(Source::Bytes(Bytes::new()))),
+            Kind::Full(bytes) => Again(Some(Source::Bytes(bytes.clone()))),
+            Kind::Relay(_) => Again(None),
+            Kind::Attempt(attempt) => Again(Some(Source::Shared(attempt.shared()))),
+        }
+    }
+
+    /// Keeps `guard` until the last byte was passed on, or nobody wants the body any more. Only a relayed body takes its
+    /// time; for any other the guard ends now.
+    pub fn holding(mut self, guard: impl Send + 'static) -> Self {
+        if let Kind::Relay(relay) = &mut self.0 {
+            relay.hold(guard);
+        }
+        self
+    }
+}
+
+/// A body that may be needed a second time.
+pub struct Again(Option<Source>);
+
+enum Source {
+    Bytes(Bytes),
+    Shared(Resendable),
+}
+
+impl Again {
+    /// The body from its first byte on. `None` when more of it went out than is kept. The one before it is worth nothing
+    /// from now on.
+    pub fn body(self) -> Option<Body> {
+        match self.0? {
+            Source::Bytes(bytes) if bytes.is_empty() => Some(Body::empty()),
+            Source::Bytes(bytes) => Some(Body::full(bytes)),
+            Source::Shared(shared) => Some(Body(Kind::Attempt(shared.again()?))),
+        }
+    }
 }
 
 /// Why a relayed body broke off.
@@ -53,6 +101,9 @@ pub enum BodyError {
     /// The sender broke off, or framed it wrongly.
     #[error("broke off")]
     Broken(#[from] hyper::Error),
+    /// The request is being sent again, with another body.
+    #[error("superseded")]
+    Superseded,
 }
 
 /// Which way a body goes; for the log.
@@ -64,8 +115,11 @@ pub enum Direction {
     Response,
 }
 
-/// One body on its way through. Trailers end here: HTTP/1.1 peers cannot be trusted to treat them as anything but more
-/// headers (RFC 9110 §6.5.1).
+/// Takes out of trailers what must not stand there.
+pub type TrailerFilter = fn(&mut HeaderMap);
+
+/// One body on its way through. Trailers end here unless somebody says what may be in them: HTTP/1.1 peers cannot be
+/// trusted to treat them as anything but more headers (RFC 9110 §6.5.1).
 pub struct Relay {
     incoming: Incoming,
     direction: Direction,
@@ -73,8 +127,9 @@ pub struct Relay {
     limit: Option<u64>,
     passed: u64,
     progress: Option<Arc<Progress>>,
+    trailers: Option<TrailerFilter>,
     /// Dropped with the body: whatever must last until its last byte.
-    _held: Option<Box<dyn Send>>,
+    held: Option<Box<dyn Send>>,
 }
 
 impl Relay {
@@ -87,7 +142,8 @@ impl Relay {
             limit: None,
             passed: 0,
             progress: None,
-            _held: None,
+            trailers: None,
+            held: None,
         }
     }
 
@@ -103,13 +159,48 @@ impl Relay {
         self
     }
 
-    /// Keeps `guard` until the body is dropped, which is when its last byte was passed on or nobody wants it any more.
-    pub fn holding(mut self, guard: impl Send + 'static) -> Self {
-        self._held = Some(Box::new(guard));
+    /// Passes trailers too, if there is a `filter`, and as it leaves them. The encoder for HTTP/1.1 drops them all the
+    /// same, because no `Trailer` field announces them.
+    pub fn with_trailers(mut self, filter: Option<TrailerFilter>) -> Self {
+        self.trailers = filter;
         self
     }
 
-    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+    fn hold(&mut self, guard: impl Send + 'static) {
+        self.held = Some(Box::new((self.held.take(), guard)));
+    }
+
+    /// How much of it is still to come, as far as is known.
+    pub(super) fn left(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+
+    /// Whether nothing more comes.
+    pub(super) fn is_over(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    /// The next piece; what went wrong with it is logged.
+    pub(super) fn poll_piece(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let piece = ready!(self.poll_incoming(cx));
+        if let Some(Err(error)) = &piece {
+            warn!(
+                direction = ?self.direction,
+                bytes = self.passed,
+                error = %Chain(error),
+                "body broke off"
+            );
+        }
+        Poll::Ready(piece)
+    }
+
+    fn poll_incoming(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
             match Pin::new(&mut self.incoming).poll_frame(cx) {
                 Poll::Pending => {
@@ -120,8 +211,17 @@ impl Relay {
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
                 Poll::Ready(Some(Ok(frame))) => {
                     self.idle.disarm();
-                    if let Ok(data) = frame.into_data() {
-                        return Poll::Ready(Some(self.count(data)));
+                    match (frame.into_data(), self.trailers) {
+                        (Ok(data), _) => {
+                            return Poll::Ready(Some(self.count(data).map(Frame::data)));
+                        }
+                        (Err(frame), Some(filter)) => {
+                            if let Ok(mut trailers) = frame.into_trailers() {
+                                filter(&mut trailers);
+                                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                            }
+                        }
+                        (Err(_), None) => {}
                     }
                 }
             }
@@ -155,18 +255,8 @@ impl http_body::Body for Body {
                 self.0 = Kind::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Kind::Relay(relay) => {
-                let data = ready!(relay.poll_data(cx));
-                if let Some(Err(error)) = &data {
-                    warn!(
-                        direction = ?relay.direction,
-                        bytes = relay.passed,
-                        error = %Chain(error),
-                        "body broke off"
-                    );
-                }
-                Poll::Ready(data.map(|data| data.map(Frame::data)))
-            }
+            Kind::Relay(relay) => relay.poll_piece(cx),
+            Kind::Attempt(attempt) => attempt.poll_piece(cx),
         }
     }
 
@@ -174,7 +264,8 @@ impl http_body::Body for Body {
         match &self.0 {
             Kind::Empty => true,
             Kind::Full(_) => false,
-            Kind::Relay(relay) => relay.incoming.is_end_stream(),
+            Kind::Relay(relay) => relay.is_over(),
+            Kind::Attempt(attempt) => attempt.is_over(),
         }
     }
 
@@ -182,7 +273,8 @@ impl http_body::Body for Body {
         match &self.0 {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Relay(relay) => relay.incoming.size_hint(),
+            Kind::Relay(relay) => relay.left(),
+            Kind::Attempt(attempt) => attempt.left(),
         }
     }
 }
@@ -235,7 +327,8 @@ impl Progress {
         })
     }
 
-    fn touch(&self) {
+    /// Something moved now.
+    pub(super) fn touch(&self) {
         let millis = u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_millis.store(millis, Ordering::Relaxed);
     }

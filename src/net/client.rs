@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::header::UPGRADE;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::client::legacy;
@@ -21,9 +22,13 @@ pub struct PoolConfig {
     pub max_idle: usize,
 }
 
-/// A client of HTTP/1.1 and HTTP/2 servers. Clones share the pool; each worker thread has its own.
+/// A client of HTTP/1.1 and HTTP/2 servers. Clones share the pools; each worker thread has its own.
 #[derive(Clone)]
-pub struct HttpClient(legacy::Client<Connector, Body>);
+pub struct HttpClient {
+    any: legacy::Client<Connector, Body>,
+    /// For requests that HTTP/2 has no form for.
+    http1: legacy::Client<Connector, Body>,
+}
 
 /// hyper's default of 400 KiB for each connection would be the largest part of the memory under load.
 const MAX_READ_BUFFER: usize = 64 * 1024;
@@ -35,36 +40,48 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
 impl HttpClient {
-    /// A client with an empty pool. Its connections run on the tokio runtime that sends the first request.
+    /// A client with empty pools. Its connections run on the tokio runtime that sends the first request.
     pub fn new(connector: Connector, pool: PoolConfig) -> Self {
-        let client = legacy::Client::builder(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            // Without this timer idle connections are only looked at when one is wanted, and stay open until then.
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(pool.idle_timeout)
-            .pool_max_idle_per_host(pool.max_idle)
-            .http1_max_buf_size(MAX_READ_BUFFER)
-            .http1_max_headers(MAX_RESPONSE_FIELDS)
-            .http2_only(connector.versions() == HttpVersions::Http2)
-            .http2_initial_stream_window_size(STREAM_WINDOW)
-            .http2_initial_connection_window_size(CONNECTION_WINDOW)
-            // One connection carries everything; without a PING, one that died unseen would take every request
-            // along until its deadline.
-            .http2_keep_alive_interval(PING_INTERVAL)
-            .http2_keep_alive_timeout(PING_TIMEOUT)
-            // Only what was never written is sent again: hyper-util gives such a request back.
-            .retry_canceled_requests(true)
-            .build(connector);
-        Self(client)
+        Self {
+            http1: client(connector.http1_only(), pool),
+            any: client(connector, pool),
+        }
     }
 
-    /// Sends `request` to the authority of its URI and waits for the response head; the deadline is the caller's.
+    /// Sends `request` to the authority of its URI and waits for the response head; the deadline is the caller's. One
+    /// with `Upgrade` goes over HTTP/1.1.
     ///
     /// # Errors
     /// When there is no response head. The request may have reached the server unless the fault says otherwise.
     pub async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, SendError> {
-        self.0.request(request).await.map_err(SendError::from)
+        let client = if request.headers().contains_key(UPGRADE) {
+            &self.http1
+        } else {
+            &self.any
+        };
+        client.request(request).await.map_err(SendError::from)
     }
+}
+
+fn client(connector: Connector, pool: PoolConfig) -> legacy::Client<Connector, Body> {
+    legacy::Client::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        // Without this timer idle connections are only looked at when one is wanted, and stay open until then.
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(pool.idle_timeout)
+        .pool_max_idle_per_host(pool.max_idle)
+        .http1_max_buf_size(MAX_READ_BUFFER)
+        .http1_max_headers(MAX_RESPONSE_FIELDS)
+        .http2_only(connector.versions() == HttpVersions::Http2)
+        .http2_initial_stream_window_size(STREAM_WINDOW)
+        .http2_initial_connection_window_size(CONNECTION_WINDOW)
+        // One connection carries everything; without a PING, one that died unseen would take every request
+        // along until its deadline.
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .http2_keep_alive_timeout(PING_TIMEOUT)
+        // Only what was never written is sent again: hyper-util gives such a request back.
+        .retry_canceled_requests(true)
+        .build(connector)
 }
 
 /// No response head, and why.
@@ -75,6 +92,8 @@ pub struct SendError {
     pub fault: SendFault,
     /// The application's body was larger than its limit.
     pub body_too_large: bool,
+    /// The server says that it did nothing about the request (RFC 9113 §8.7): it may be sent again.
+    pub unprocessed: bool,
     source: legacy::Error,
 }
 
@@ -82,6 +101,7 @@ impl From<legacy::Error> for SendError {
     fn from(source: legacy::Error) -> Self {
         let mut fault = SendFault::Reset;
         let mut body_too_large = false;
+        let mut unprocessed = false;
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&source);
         while let Some(error) = cause {
             if let Some(error) = error.downcast_ref::<ConnectError>() {
@@ -90,6 +110,7 @@ impl From<legacy::Error> for SendError {
                     ConnectError::Tcp(_) => SendFault::Connect,
                     ConnectError::Timeout => SendFault::ConnectTimeout,
                     ConnectError::Tls(_) => SendFault::Tls,
+                    ConnectError::Exhausted(_) => SendFault::Exhausted,
                 };
                 break;
             }
@@ -97,6 +118,9 @@ impl From<legacy::Error> for SendError {
                 fault = SendFault::Downstream;
                 body_too_large = matches!(error, BodyError::TooLarge(_));
                 break;
+            }
+            if let Some(error) = error.downcast_ref::<h2::Error>() {
+                unprocessed = is_unprocessed(error);
             }
             if let Some(error) = error.downcast_ref::<hyper::Error>()
                 && error.is_parse()
@@ -108,7 +132,14 @@ impl From<legacy::Error> for SendError {
         Self {
             fault,
             body_too_large,
+            unprocessed,
             source,
         }
     }
+}
+
+/// A refused stream, or one above the last that the server says it has seen: h2 ends no other stream with a GOAWAY of
+/// the server's.
+fn is_unprocessed(error: &h2::Error) -> bool {
+    error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
 }

@@ -73,6 +73,14 @@ impl Connector {
         self.tls.versions()
     }
 
+    /// The same, and HTTP/2 is not offered.
+    pub(super) fn http1_only(&self) -> Self {
+        Self {
+            tls: self.tls.http1_only(),
+            ..self.clone()
+        }
+    }
+
     /// Connects to the authority of `uri`, with TLS if its scheme is `https`.
     ///
     /// # Errors
@@ -172,6 +180,9 @@ pub enum ConnectError {
     /// No TLS session: an alert, a certificate that does not verify, or no common protocol.
     #[error("TLS")]
     Tls(#[source] io::Error),
+    /// This process or this machine has no file descriptor left for a connection.
+    #[error("no file descriptor left")]
+    Exhausted(#[source] io::Error),
 }
 
 impl ConnectError {
@@ -184,6 +195,9 @@ impl ConnectError {
             }
             match present.downcast_ref::<io::Error>() {
                 Some(error) if error.kind() == io::ErrorKind::TimedOut => return Self::Timeout,
+                Some(error) if is_exhausted(error) => {
+                    return Self::Exhausted(io::Error::new(error.kind(), error.to_string()));
+                }
                 _ => cause = present.source(),
             }
         }
@@ -196,8 +210,14 @@ impl ConnectError {
             Self::Tcp(_) => ConnectOutcome::Connect,
             Self::Timeout => ConnectOutcome::Timeout,
             Self::Tls(_) => ConnectOutcome::Tls,
+            Self::Exhausted(_) => ConnectOutcome::Exhausted,
         }
     }
+}
+
+/// EMFILE and ENFILE; std has no kind for them.
+fn is_exhausted(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(24 | 23))
 }
 
 /// The system's resolver, on tokio's blocking threads, with errors that can be told from those of TCP.

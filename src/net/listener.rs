@@ -1,93 +1,36 @@
-//! Listening sockets: bind, accept, and carry HTTP/1.1 connections until they end or are drained.
+//! Accepts connections until the drain, and sees to it that none is lost by its end.
 
-use std::io::{self, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::pin::pin;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
-#[cfg(target_os = "linux")]
-use socket2::SockRef;
-use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tracing::{debug, warn};
+use tracing::warn;
 
-use super::body::{Body, Chain};
+use super::body::Body;
+use super::connection::{Connections, carry};
 use super::drain::{DrainWatch, Phase};
-use crate::metrics::Metrics;
-
-/// Binds a socket that any number of workers can accept from.
-///
-/// # Errors
-/// Whatever the system says, above all that the address is in use.
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = reserve(address)?;
-    listen(&socket)?;
-    Ok(socket.into())
-}
-
-/// Binds a socket that does not listen yet: connections are refused, and nobody else gets the port.
-///
-/// # Errors
-/// As [`bind`].
-pub fn reserve(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
-    // A restart must not wait for the connections of its predecessor to leave TIME_WAIT.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    Ok(socket)
-}
-
-/// Makes a reserved socket listen.
-///
-/// # Errors
-/// Whatever the system says.
-pub fn listen(socket: &Socket) -> io::Result<()> {
-    socket.listen(1024)
-}
-
-/// What holds for every connection of a listener.
-#[derive(Clone)]
-pub struct Connections {
-    /// From accept, or from the end of the last answer, to a complete request head; so it is the keep-alive limit too.
-    pub header_timeout: Duration,
-    /// How long a peer may leave its answer unread. Elsewhere than on Linux there is no such limit.
-    pub unread_timeout: Duration,
-    /// The largest request head, in bytes; above it the answer is 431.
-    pub max_header_bytes: usize,
-    /// Open connections, over all workers.
-    pub slots: Arc<Semaphore>,
-    /// What becomes of a connection that there is no slot for.
-    pub refusal: Refusal,
-    /// Where connections and what cannot be parsed are counted; none for the admin port.
-    pub metrics: Option<Arc<Metrics>>,
-}
+use super::socket::{Acceptor, ListeningSocket, Peer};
+use super::stream::Stream;
 
 /// Accepts from `socket` and answers every request with `handler`, until `drain` reaches [`Phase::Stopping`] and the
 /// connections have ended, or [`Phase::Cutting`].
 pub async fn serve<H, F>(
-    socket: TcpListener,
+    socket: ListeningSocket,
     connections: Connections,
     mut drain: DrainWatch,
     handler: H,
 ) where
-    H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + 'static,
+    H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let listener = match tokio::net::TcpListener::from_std(socket) {
-        Ok(listener) => listener,
+    let acceptor = match Acceptor::new(socket) {
+        Ok(acceptor) => acceptor,
         Err(error) => {
             warn!(%error, "cannot listen");
             return;
@@ -95,11 +38,8 @@ pub async fn serve<H, F>(
     };
     let mut tasks = JoinSet::new();
     let mut backoff = AcceptBackoff::default();
-    let admit = |tasks: &mut JoinSet<()>, stream: tokio::net::TcpStream, peer| {
-        let _ = stream.set_nodelay(true);
-        // Nothing polls the body of an answer while the socket is full, so no timer of ours would see it.
-        #[cfg(target_os = "linux")]
-        let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(connections.unread_timeout));
+    let admit = |tasks: &mut JoinSet<()>, stream: Stream, peer| {
+        stream.configure(connections.unread_timeout);
         let Ok(slot) = connections.slots.clone().try_acquire_owned() else {
             connections.refusal.refuse(stream);
             return;
@@ -116,7 +56,7 @@ pub async fn serve<H, F>(
             biased;
             () = stopping.reached(Phase::Stopping) => break,
             Some(_) = tasks.join_next() => {}
-            accepted = listener.accept() => match accepted {
+            accepted = acceptor.accept() => match accepted {
                 Ok((stream, peer)) => {
                     backoff.reset();
                     admit(&mut tasks, stream, peer);
@@ -125,88 +65,18 @@ pub async fn serve<H, F>(
             },
         }
     }
-    // Connections that the kernel has completed but nobody accepted would be reset by closing the socket.
-    while let Some(Ok((stream, peer))) = accept_now(&listener).await {
-        admit(&mut tasks, stream, peer);
+    if acceptor.shut() {
+        while let Some((stream, peer)) = acceptor.accept_waiting().await {
+            admit(&mut tasks, stream, peer);
+        }
     }
-    drop(listener);
+    drop(acceptor);
     loop {
         tokio::select! {
             biased;
             ended = tasks.join_next() => if ended.is_none() { break },
             () = drain.reached(Phase::Cutting) => break,
         }
-    }
-}
-
-async fn accept_now(
-    listener: &tokio::net::TcpListener,
-) -> Option<io::Result<(tokio::net::TcpStream, SocketAddr)>> {
-    std::future::poll_fn(|cx| {
-        std::task::Poll::Ready(match listener.poll_accept(cx) {
-            std::task::Poll::Ready(accepted) => Some(accepted),
-            std::task::Poll::Pending => None,
-        })
-    })
-    .await
-}
-
-/// One connection, from accept to close.
-async fn carry<H, F>(
-    stream: tokio::net::TcpStream,
-    peer: SocketAddr,
-    connections: Connections,
-    mut drain: DrainWatch,
-    handler: H,
-) where
-    H: Fn(Request<Incoming>, SocketAddr) -> F + Send,
-    F: Future<Output = Response<Body>> + Send + 'static,
-{
-    let _open = connections
-        .metrics
-        .as_ref()
-        .map(|metrics| metrics.connection());
-    let service = service_fn(move |request| {
-        let answer = handler(request, peer);
-        async move { Ok::<_, std::convert::Infallible>(answer.await) }
-    });
-    let mut connection = pin!(
-        http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(connections.header_timeout)
-            .max_header_size(connections.max_header_bytes)
-            // Room for one head and a piece of a body. hyper's default of 400 KiB, filled by thousands of slow
-            // connections, would be gigabytes.
-            .max_buf_size(connections.max_header_bytes.max(16 * 1024) + 32 * 1024)
-            .serve_connection(TokioIo::new(stream), service)
-    );
-    let mut stopping = drain.clone();
-    let mut graceful = false;
-    let ended = loop {
-        tokio::select! {
-            biased;
-            ended = connection.as_mut() => break ended,
-            () = stopping.reached(Phase::Stopping), if !graceful => {
-                graceful = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            () = drain.reached(Phase::Cutting), if graceful => return,
-        }
-    };
-    if let Err(error) = ended {
-        report(&error, peer, connections.metrics.as_deref());
-    }
-}
-
-/// hyper answers what it cannot parse by itself, with an empty 400, 414 or 431, so the only trace of it is here.
-fn report(error: &hyper::Error, peer: SocketAddr, metrics: Option<&Metrics>) {
-    if error.is_parse() {
-        if let Some(metrics) = metrics {
-            metrics.downstream_parse_error();
-        }
-        warn!(target: "access", { client.address = %peer, error = %Chain(error) }, "not HTTP");
-    } else {
-        debug!(client.address = %peer, error = %Chain(error), "connection ended");
     }
 }
 
@@ -222,6 +92,8 @@ impl Refusal {
     /// How long a refused application has to take its answer.
     const TIMEOUT: Duration = Duration::from_secs(1);
     const SLOTS: usize = 64;
+    /// What is read of the request that the answer does not wait for.
+    const MAX_REQUEST_BYTES: u64 = 256 * 1024;
 
     /// `response` is the whole of it, head and body, a few hundred bytes.
     pub fn new(response: Bytes) -> Self {
@@ -231,42 +103,26 @@ impl Refusal {
         }
     }
 
-    /// Closing at once would reset the connection and destroy the answer, because the request lies unread; so the
-    /// answer is sent, our side is closed, and the rest is read away.
-    fn refuse(&self, stream: tokio::net::TcpStream) {
+    fn refuse(&self, stream: Stream) {
         let Ok(slot) = self.slots.clone().try_acquire_owned() else {
             return;
         };
-        let Ok(stream) = stream.into_std() else {
-            return;
-        };
-        // A fresh socket has room for a few hundred bytes, so this does not block.
-        if (&stream).write(&self.response).is_err()
-            || stream.shutdown(std::net::Shutdown::Write).is_err()
-        {
-            return;
-        }
+        let response = self.response.clone();
         tokio::spawn(async move {
             let _slot = slot;
-            let _ = tokio::time::timeout(Self::TIMEOUT, read_away(stream)).await;
+            let _ = tokio::time::timeout(Self::TIMEOUT, Self::answer(stream, response)).await;
         });
     }
-}
 
-async fn read_away(stream: TcpStream) -> io::Result<()> {
-    let stream = tokio::net::TcpStream::from_std(stream)?;
-    let mut scratch = [0; 4096];
-    let mut left = 64;
-    while left > 0 {
-        stream.readable().await?;
-        match stream.try_read(&mut scratch) {
-            Ok(0) => return Ok(()),
-            Ok(_) => left -= 1,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
+    /// Closing at once would reset the connection and destroy the answer, because the request lies unread; so the
+    /// answer is sent, our side is closed, and the rest is read away.
+    async fn answer(mut stream: Stream, response: Bytes) -> io::Result<()> {
+        stream.write_all(&response).await?;
+        stream.shutdown().await?;
+        let mut request = stream.take(Self::MAX_REQUEST_BYTES);
+        tokio::io::copy(&mut request, &mut tokio::io::sink()).await?;
+        Ok(())
     }
-    Ok(())
 }
 
 /// Waits between failing accepts, so that running out of file descriptors is not a busy loop.

@@ -4,6 +4,11 @@
 pub mod body;
 pub mod client;
 pub mod connect;
+pub mod connection;
 pub mod drain;
 pub mod listener;
+mod resend;
+pub mod socket;
+mod stream;
 pub mod tls;
+pub mod tunnel;

@@ -22,6 +22,16 @@ pub enum HttpVersions {
     Http2,
 }
 
+impl HttpVersions {
+    fn alpn(self) -> Vec<Vec<u8>> {
+        match self {
+            Self::Auto => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+            Self::Http1 => vec![b"http/1.1".to_vec()],
+            Self::Http2 => vec![b"h2".to_vec()],
+        }
+    }
+}
+
 /// How a server proves who it is, and which HTTP is spoken with it.
 #[derive(Clone)]
 pub struct ClientTls {
@@ -55,11 +65,7 @@ impl ClientTls {
             .expect("aws-lc-rs supports TLS 1.2 and 1.3")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        config.alpn_protocols = match versions {
-            HttpVersions::Auto => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
-            HttpVersions::Http1 => vec![b"http/1.1".to_vec()],
-            HttpVersions::Http2 => vec![b"h2".to_vec()],
-        };
+        config.alpn_protocols = versions.alpn();
         Ok(Self {
             config: Arc::new(config),
             versions,
@@ -72,6 +78,16 @@ impl ClientTls {
 
     pub(super) fn versions(&self) -> HttpVersions {
         self.versions
+    }
+
+    /// The same trust, and HTTP/2 is not offered.
+    pub(super) fn http1_only(&self) -> Self {
+        let mut config = ClientConfig::clone(&self.config);
+        config.alpn_protocols = HttpVersions::Http1.alpn();
+        Self {
+            config: Arc::new(config),
+            versions: HttpVersions::Http1,
+        }
     }
 }
 

@@ -115,9 +115,11 @@ impl TokenError {
                 SendFault::ConnectTimeout | SendFault::Timeout => FetchOutcome::Timeout,
                 SendFault::Tls => FetchOutcome::TlsError,
                 SendFault::Protocol => FetchOutcome::InvalidResponse,
-                SendFault::Dns | SendFault::Connect | SendFault::Reset | SendFault::Downstream => {
-                    FetchOutcome::NetworkError
-                }
+                SendFault::Dns
+                | SendFault::Connect
+                | SendFault::Reset
+                | SendFault::Exhausted
+                | SendFault::Downstream => FetchOutcome::NetworkError,
             },
             Self::TimedOut(_) => FetchOutcome::Timeout,
             Self::BrokenOff => FetchOutcome::NetworkError,

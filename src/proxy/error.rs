@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
-use serde::Serialize;
 
+use super::problem::{PROBLEM_JSON, Verdict, problem, verdict};
 use crate::metrics::{Code, SendFault};
 use crate::net::body::Body;
 use crate::net::client::SendError;
@@ -16,6 +15,10 @@ pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 /// `X-Request-Id`: not a standard, but what everybody looks for.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// `Allow` (RFC 9110 §10.2.1): what the sidecar takes. The upstream may know more methods, or fewer.
+pub const ALLOWED_METHODS: HeaderValue =
+    HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+
 /// Why a request was not answered by the upstream.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
@@ -23,6 +26,10 @@ pub enum ProxyError {
     BadRequest(BadRequest),
     #[error("{0}")]
     Forbidden(Forbidden),
+    #[error("a path that could mean more than one thing")]
+    ForbiddenPath,
+    #[error("no route for this path and method")]
+    NoRoute,
     #[error("method not allowed")]
     MethodNotAllowed,
     #[error("body larger than {0} bytes")]
@@ -43,6 +50,10 @@ pub enum ProxyError {
     ResponseTimeout(Duration),
     #[error("the upstream switched protocols, which nobody asked for")]
     SurpriseUpgrade,
+    #[error("the upstream asked for a proxy's credentials")]
+    ProxyChallenge,
+    #[error("no new tunnels while draining")]
+    Draining,
     #[error("the upstream's answer has a framing that can be read in two ways")]
     AmbiguousFraming,
     #[error("a handler panicked")]
@@ -60,6 +71,8 @@ pub enum BadRequest {
     TransferEncoding,
     #[error("a Connection field with more than 64 options")]
     Connection,
+    #[error("a Connection field that names Idempotency-Key")]
+    ConnectionNamesKey,
 }
 
 /// A request of somebody who may not use the credential.
@@ -73,15 +86,6 @@ pub enum Forbidden {
     Header,
     #[error("the peer is not on this machine")]
     Peer,
-}
-
-/// What an answer says; decided once for each code, in [`verdict`].
-struct Verdict {
-    status: StatusCode,
-    /// RFC 9209 §2.3.
-    proxy_error: &'static str,
-    title: &'static str,
-    hint: &'static str,
 }
 
 impl ProxyError {
@@ -98,6 +102,8 @@ impl ProxyError {
             Self::Forbidden(Forbidden::Origin) => Code::ForbiddenOrigin,
             Self::Forbidden(Forbidden::Header) => Code::MissingHeader,
             Self::Forbidden(Forbidden::Peer) => Code::ForbiddenPeer,
+            Self::ForbiddenPath => Code::ForbiddenPath,
+            Self::NoRoute => Code::NoRoute,
             Self::MethodNotAllowed => Code::MethodNotAllowed,
             Self::BodyTooLarge(_) => Code::BodyTooLarge,
             Self::ExpectationFailed => Code::ExpectationFailed,
@@ -114,10 +120,14 @@ impl ProxyError {
                 SendFault::Reset => Code::UpstreamReset,
                 SendFault::Timeout => Code::UpstreamTimeout,
                 SendFault::Protocol => Code::UpstreamProtocolError,
+                SendFault::Exhausted => Code::Overloaded,
                 SendFault::Downstream => Code::BadRequest,
             },
             Self::ResponseTimeout(_) => Code::UpstreamTimeout,
-            Self::SurpriseUpgrade | Self::AmbiguousFraming => Code::UpstreamProtocolError,
+            Self::SurpriseUpgrade | Self::AmbiguousFraming | Self::ProxyChallenge => {
+                Code::UpstreamProtocolError
+            }
+            Self::Draining => Code::Draining,
             Self::Panicked => Code::InternalError,
         }
     }
@@ -143,7 +153,10 @@ impl ProxyError {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Token(unavailable) => Some(unavailable.retry_after),
-            Self::Overloaded => Some(Duration::from_secs(1)),
+            Self::Overloaded | Self::Draining => Some(Duration::from_secs(1)),
+            Self::Send(error) if error.fault == SendFault::Exhausted => {
+                Some(Duration::from_secs(1))
+            }
             _ => None,
         }
     }
@@ -173,10 +186,7 @@ impl ProxyError {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
         if matches!(self, Self::MethodNotAllowed) {
-            headers.insert(
-                header::ALLOW,
-                HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
-            );
+            headers.insert(header::ALLOW, ALLOWED_METHODS);
         }
         response
     }
@@ -191,188 +201,9 @@ impl BadRequest {
             Self::Target => "Send the path of the API alone, such as GET /payments/ HTTP/1.1.",
             Self::TransferEncoding => "Send one Transfer-Encoding: chunked, or a Content-Length.",
             Self::Connection => "Send fewer options in Connection.",
+            Self::ConnectionNamesKey => {
+                "A field named in Connection goes no further; without its key the request could be paid twice."
+            }
         }
     }
-}
-
-#[expect(
-    clippy::too_many_lines,
-    reason = "one table of all answers, with a line for each part"
-)]
-fn verdict(code: Code) -> Verdict {
-    let (status, proxy_error, title, hint) = match code {
-        Code::BadRequest => (
-            StatusCode::BAD_REQUEST,
-            "http_request_error",
-            "The request is malformed",
-            "Its body broke off or stalled; the upstream got an aborted request.",
-        ),
-        Code::ForbiddenHost => (
-            StatusCode::FORBIDDEN,
-            "http_request_denied",
-            "The Host is not allowed",
-            "Call the sidecar as localhost, 127.0.0.1 or [::1], or list the name in [proxy] allowed_hosts.",
-        ),
-        Code::ForbiddenOrigin => (
-            StatusCode::FORBIDDEN,
-            "http_request_denied",
-            "The request comes from a web page of another origin",
-            "Browsers may use this sidecar only from origins listed in [proxy] allowed_origins.",
-        ),
-        Code::MissingHeader => (
-            StatusCode::FORBIDDEN,
-            "http_request_denied",
-            "A required header is missing",
-            "Send the header that [proxy] require_header names, with its value.",
-        ),
-        Code::ForbiddenPeer => (
-            StatusCode::FORBIDDEN,
-            "http_request_denied",
-            "The peer is not on this machine",
-            "This sidecar listens on a loopback address and serves its own machine alone.",
-        ),
-        Code::MethodNotAllowed => (
-            StatusCode::METHOD_NOT_ALLOWED,
-            "http_request_denied",
-            "The method is not allowed",
-            "CONNECT, TRACE and TRACK are never forwarded with a credential.",
-        ),
-        Code::BodyTooLarge => (
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "http_request_error",
-            "The request body is too large",
-            "The limit is [proxy] max_body_bytes.",
-        ),
-        Code::ExpectationFailed => (
-            StatusCode::EXPECTATION_FAILED,
-            "http_request_error",
-            "The expectation cannot be met",
-            "The only expectation known is 100-continue.",
-        ),
-        Code::UnsupportedTransferCoding => (
-            StatusCode::NOT_IMPLEMENTED,
-            "http_request_error",
-            "The transfer coding is not supported",
-            "Send the body chunked or with a Content-Length, and name compression in Content-Encoding.",
-        ),
-        Code::InternalError => (
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "proxy_internal_error",
-            "The sidecar failed",
-            "This is a defect of bearerd; its log has more.",
-        ),
-        Code::LoopDetected => (
-            StatusCode::LOOP_DETECTED,
-            "proxy_loop_detected",
-            "The request has passed a sidecar before",
-            "The upstream url leads back to a bearerd; check [upstream] url.",
-        ),
-        Code::UpstreamUnreachable => (
-            StatusCode::BAD_GATEWAY,
-            "connection_refused",
-            "The upstream cannot be reached",
-            "Nothing was sent. Check [upstream] url, and that the API is up.",
-        ),
-        Code::UpstreamDnsError => (
-            StatusCode::BAD_GATEWAY,
-            "dns_error",
-            "The upstream's name has no address",
-            "Nothing was sent. Check [upstream] url and the DNS of this machine.",
-        ),
-        Code::UpstreamTlsError => (
-            StatusCode::BAD_GATEWAY,
-            "tls_protocol_error",
-            "There is no TLS session with the upstream",
-            "Nothing was sent. A private CA needs [upstream] ca_file; the log says what did not verify.",
-        ),
-        Code::UpstreamReset => (
-            StatusCode::BAD_GATEWAY,
-            "connection_terminated",
-            "The upstream closed the connection without an answer",
-            "It may have acted on the request, so it was not sent again.",
-        ),
-        Code::UpstreamProtocolError => (
-            StatusCode::BAD_GATEWAY,
-            "http_protocol_error",
-            "The upstream's answer is not valid",
-            "It may have acted on the request, so it was not sent again.",
-        ),
-        Code::TokenUnavailable => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "proxy_internal_error",
-            "There is no usable access token",
-            "The authorization server gives none at present; this recovers by itself. GET /readyz?verbose on the \
-             admin port says why.",
-        ),
-        Code::Overloaded => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "connection_limit_reached",
-            "Too many requests at once",
-            "Try again later. The limits are [proxy] max_connections and max_in_flight.",
-        ),
-        Code::Draining => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "destination_unavailable",
-            "The sidecar is stopping",
-            "Try again; it is about to be replaced.",
-        ),
-        Code::UpstreamConnectTimeout => (
-            StatusCode::GATEWAY_TIMEOUT,
-            "connection_timeout",
-            "Connecting to the upstream took too long",
-            "Nothing was sent. The limit is [upstream] connect_timeout.",
-        ),
-        Code::UpstreamTimeout => (
-            StatusCode::GATEWAY_TIMEOUT,
-            "http_response_timeout",
-            "The upstream did not answer in time",
-            "It may have acted on the request. The limit is [upstream] response_timeout.",
-        ),
-    };
-    Verdict {
-        status,
-        proxy_error,
-        title,
-        hint,
-    }
-}
-
-const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
-
-fn problem(code: Code, verdict: &Verdict, request_id: &str) -> Bytes {
-    #[derive(Serialize)]
-    struct Problem<'a> {
-        r#type: String,
-        title: &'a str,
-        status: u16,
-        detail: &'a str,
-        code: &'a str,
-        hint: &'a str,
-        request_id: &'a str,
-    }
-    let problem = Problem {
-        r#type: format!("urn:bearerd:problem:{}", code.as_str()),
-        title: verdict.title,
-        status: verdict.status.as_u16(),
-        detail: "This answer is from bearerd, not from the API behind it.",
-        code: code.as_str(),
-        hint: verdict.hint,
-        request_id,
-    };
-    serde_json::to_vec(&problem)
-        .map(Bytes::from)
-        .unwrap_or_default()
-}
-
-/// A whole response for a connection that there is no room for; written without HTTP machinery.
-pub fn connection_refusal() -> Bytes {
-    let verdict = verdict(Code::Overloaded);
-    let body = problem(Code::Overloaded, &verdict, "");
-    let head = format!(
-        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\ncache-control: no-store\r\n\
-         proxy-status: bearerd; error={}\r\nretry-after: 1\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-        verdict.proxy_error,
-        body.len()
-    );
-    [head.as_bytes(), &body].concat().into()
 }

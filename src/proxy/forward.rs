@@ -1,6 +1,5 @@
 //! The straight line a request walks. Read it top to bottom.
 
-use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -9,38 +8,33 @@ use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
-use http::{Request, Response, StatusCode, Uri};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::{Body as _, Incoming};
+use hyper::upgrade::OnUpgrade;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::error::{BadRequest, ProxyError, X_REQUEST_ID};
+use super::access_log::{AccessLine, AccessLog};
+use super::error::{ALLOWED_METHODS, BadRequest, ProxyError, X_REQUEST_ID};
 use super::guard::Guard;
 use super::hop::{self, Framing};
+use super::route::{RouteConfig, Routes};
+use super::upgrade;
 use super::upstream::Upstream;
 use crate::metrics::{Metrics, UnauthorizedAction};
 use crate::net::body::{Body, Direction, Progress, Relay};
 use crate::net::client::HttpClient;
 use crate::net::drain::{DrainWatch, Phase};
+use crate::net::socket::Peer;
+use crate::net::tunnel::Tunnel;
 use crate::oauth::TokenHandle;
 use crate::oauth::access_token::AccessToken;
-
-/// Which requests are logged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum AccessLog {
-    /// Those whose status is not 2xx.
-    #[default]
-    Errors,
-    /// All.
-    All,
-    /// None.
-    Off,
-}
 
 /// Forwards requests with a token. Shared by all workers; what belongs to a worker, its client, is an argument.
 pub struct Gateway {
     pub guard: Guard,
+    pub routes: Routes,
     pub upstream: Upstream,
     pub tokens: TokenHandle,
     /// Requests in flight, over all workers.
@@ -58,12 +52,13 @@ impl Gateway {
         &self,
         client: &HttpClient,
         request: Request<Incoming>,
-        peer: SocketAddr,
+        peer: Peer,
     ) -> Response<Body> {
         let mut scope = self.metrics.request(request.method());
         let permit = self.in_flight.clone().try_acquire_owned();
         let request_id = request_id(request.headers());
         let line = AccessLine::of(&request, peer);
+        let version = request.version();
         let mut upstream_time = Duration::ZERO;
         let result = match &permit {
             Err(_) => Err(ProxyError::Overloaded),
@@ -98,16 +93,25 @@ impl Gateway {
             upstream_time,
         );
         response.headers_mut().insert(X_REQUEST_ID, request_id);
-        if self.drain.phase() >= Phase::Draining {
-            response
-                .headers_mut()
-                .insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
-        response.map(|answer| match answer {
+        let (mut head, answer) = response.into_parts();
+        let body = match answer {
             Answer::Ours(body) => body,
             // In flight until the last byte was passed on.
-            Answer::Upstreams(relay) => Body::relay(relay.holding((scope, permit))),
-        })
+            Answer::Upstreams(relay) => Body::relay(relay).holding((scope, permit)),
+            Answer::Tunnel(upstream) => {
+                let guard = (permit, self.metrics.tunnel());
+                let idle_timeout = self.upstream.config().idle_timeout;
+                head.extensions
+                    .insert(Tunnel::new(upstream, idle_timeout, guard));
+                return Response::from_parts(head, Body::empty());
+            }
+        };
+        // HTTP/2 says it with GOAWAY.
+        if self.drain.phase() >= Phase::Draining && version < Version::HTTP_2 {
+            head.headers
+                .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        Response::from_parts(head, body)
     }
 
     /// The straight line.
@@ -115,25 +119,40 @@ impl Gateway {
         &self,
         client: &HttpClient,
         request: Request<Incoming>,
-        peer: SocketAddr,
+        peer: Peer,
         request_id: &HeaderValue,
         upstream_time: &mut Duration,
     ) -> Result<Response<Answer>, ProxyError> {
         // Who may use the credential, and for what.
         let (mut head, body) = request.into_parts();
         self.guard.check(&head, peer)?;
+        let route = self.routes.choose(&head.method, head.uri.path())?;
         expects_nothing_but_continue(&head.headers)?;
+        if !hop::may_be_forwarded(&head.method, &mut head.headers) {
+            return Ok(end_of_the_way());
+        }
+        let asked = Asked::of(&head, route);
+        if asked.upgrade && self.drain.phase() >= Phase::Draining {
+            return Err(ProxyError::Draining);
+        }
         let (body, framing, progress) = self.request_body(&head, body)?;
-        let host = head.headers.get(header::HOST).cloned();
 
         // Only end-to-end fields go on.
         hop::strip_request(&mut head.headers)?;
-        self.upstream.prepare(&mut head.headers)?;
+        hop::join_cookies(&mut head.headers);
+        self.upstream.prepare(&mut head.headers, head.version)?;
         head.headers.insert(X_REQUEST_ID, request_id.clone());
         framing.apply(&mut head.headers);
+        if asked.trailers && self.upstream.may_speak_http2() {
+            let trailers = HeaderValue::from_static("trailers");
+            head.headers.insert(header::TE, trailers);
+        }
+        if asked.upgrade {
+            upgrade::apply(&mut head.headers);
+        }
         let mut request = Request::new(body);
-        *request.uri_mut() = self.target(&head.uri)?;
-        *request.method_mut() = head.method.clone();
+        *request.uri_mut() = self.target(route, &head.uri)?;
+        *request.method_mut() = head.method;
         *request.headers_mut() = head.headers;
 
         // Normally no wait. `Authorization` is set LAST: nothing of the application's can touch it any more.
@@ -142,34 +161,62 @@ impl Gateway {
             .headers_mut()
             .insert(header::AUTHORIZATION, token.authorization());
         let sent = Instant::now();
+        let response_timeout = route
+            .response_timeout
+            .unwrap_or_else(|| self.upstream.config().response_timeout);
         let response = self
             .upstream
-            .send(client, request, progress.as_deref())
+            .send(client, request, progress.as_deref(), response_timeout)
             .await;
         *upstream_time = sent.elapsed();
-        let (answer, body) = response?.into_parts();
+        self.answer(response?, &asked, &token).await
+    }
 
-        // A new response too: version, reason phrase and extensions of the upstream's stay behind.
-        if answer.status == StatusCode::SWITCHING_PROTOCOLS {
-            return Err(ProxyError::SurpriseUpgrade);
-        }
-        if !hop::response_framing_is_sound(&answer.headers) {
+    /// The way back. A new response too: version, reason phrase and extensions of the upstream's stay behind.
+    async fn answer(
+        &self,
+        mut response: Response<Incoming>,
+        asked: &Asked<'_>,
+        token: &AccessToken,
+    ) -> Result<Response<Answer>, ProxyError> {
+        if !hop::response_framing_is_sound(response.headers()) {
             return Err(ProxyError::AmbiguousFraming);
         }
-        if answer.status == StatusCode::UNAUTHORIZED {
-            self.unauthorized(&answer.headers, &token).await;
+        let tunnel = match response.status() {
+            StatusCode::SWITCHING_PROTOCOLS
+                if asked.upgrade && upgrade::is_granted(response.headers()) =>
+            {
+                Some(hyper::upgrade::on(&mut response))
+            }
+            StatusCode::SWITCHING_PROTOCOLS => return Err(ProxyError::SurpriseUpgrade),
+            StatusCode::PROXY_AUTHENTICATION_REQUIRED => return Err(ProxyError::ProxyChallenge),
+            _ => None,
+        };
+        let carries_trailers =
+            asked.version == Version::HTTP_2 && response.version() == asked.version;
+        let (mut head, body) = response.into_parts();
+        if head.status == StatusCode::UNAUTHORIZED {
+            self.unauthorized(&head.headers, token).await;
         }
-        let relay = Relay::new(
-            body,
-            Direction::Response,
-            self.upstream.config().idle_timeout,
-        );
-        let mut response = Response::new(Answer::Upstreams(relay));
-        *response.status_mut() = answer.status;
-        *response.headers_mut() = answer.headers;
-        hop::strip_response(response.headers_mut(), &head.method, answer.status);
+        hop::strip_response(&mut head.headers, &asked.method, head.status);
         self.upstream
-            .rewrite_location(response.headers_mut(), host.as_ref());
+            .rewrite_location(&mut head.headers, asked.host.as_ref(), asked.prefix);
+        let body = match tunnel {
+            Some(upstream) => {
+                upgrade::apply(&mut head.headers);
+                Answer::Tunnel(upstream)
+            }
+            None => {
+                let idle_timeout = self.upstream.config().idle_timeout;
+                let relay = Relay::new(body, Direction::Response, idle_timeout);
+                Answer::Upstreams(
+                    relay.with_trailers(carries_trailers.then_some(hop::strip_trailers)),
+                )
+            }
+        };
+        let mut response = Response::new(body);
+        *response.status_mut() = head.status;
+        *response.headers_mut() = head.headers;
         Ok(response)
     }
 
@@ -188,6 +235,12 @@ impl Gateway {
         if body.is_end_stream() {
             return Ok((Body::empty(), framing, None));
         }
+        let is_http2 = head.version == Version::HTTP_2;
+        // HTTP/2 needs no framing, and hyper would drop the body of a GET without one on its way to HTTP/1.1.
+        let framing = match framing {
+            Framing::Natural if is_http2 && body.size_hint().exact().is_none() => Framing::Chunked,
+            framing => framing,
+        };
         let progress = Progress::new();
         let relay = Relay::new(
             body,
@@ -195,14 +248,21 @@ impl Gateway {
             self.upstream.config().idle_timeout,
         )
         .limited(self.max_body_bytes)
-        .reporting(progress.clone());
-        Ok((Body::relay(relay), framing, Some(progress)))
+        .reporting(progress.clone())
+        .with_trailers(is_http2.then_some(hop::strip_trailers));
+        let body = if self.upstream.may_speak_http2() {
+            Body::resendable(relay)
+        } else {
+            Body::relay(relay)
+        };
+        Ok((body, framing, Some(progress)))
     }
 
-    fn target(&self, uri: &Uri) -> Result<Uri, ProxyError> {
-        self.upstream
-            .uri(uri)
-            .map_err(|_| ProxyError::BadRequest(BadRequest::Target))
+    fn target(&self, route: &RouteConfig, uri: &Uri) -> Result<Uri, ProxyError> {
+        route
+            .target(uri)
+            .and_then(|target| self.upstream.uri(target).ok())
+            .ok_or(ProxyError::BadRequest(BadRequest::Target))
     }
 
     /// A 401 passes, and the token that got it is renewed, unless it says that the token is good and its scope is not
@@ -236,6 +296,53 @@ impl Gateway {
 enum Answer {
     Ours(Body),
     Upstreams(Relay),
+    /// The connection becomes another thing.
+    Tunnel(OnUpgrade),
+}
+
+/// What the answer to a request depends on.
+struct Asked<'a> {
+    method: Method,
+    version: Version,
+    /// How the application called us.
+    host: Option<HeaderValue>,
+    /// What of the path the upstream does not see.
+    prefix: &'a str,
+    /// For a WebSocket, on a route that allows it.
+    upgrade: bool,
+    /// With trailers, over HTTP/2.
+    trailers: bool,
+}
+
+impl<'a> Asked<'a> {
+    fn of(head: &Parts, route: &'a RouteConfig) -> Self {
+        let authority = match head.version {
+            Version::HTTP_2 => head.uri.authority(),
+            _ => None,
+        };
+        let host = match authority {
+            Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+            None => head.headers.get(header::HOST).cloned(),
+        };
+        Self {
+            method: head.method.clone(),
+            version: head.version,
+            host,
+            prefix: if route.strip_prefix { &route.path } else { "" },
+            upgrade: upgrade::is_wanted(head, route),
+            trailers: hop::takes_trailers(&head.headers, head.version),
+        }
+    }
+}
+
+/// The answer to an OPTIONS that was not to go further than here.
+fn end_of_the_way() -> Response<Answer> {
+    let mut response = Response::new(Answer::Ours(Body::empty()));
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+        .headers_mut()
+        .insert(header::ALLOW, ALLOWED_METHODS);
+    response
 }
 
 /// hyper answers `Expect: 100-continue` when the body is first asked for; other expectations are unknown (RFC 9110
@@ -273,61 +380,4 @@ async fn catch_panic<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
         }
     })
     .await
-}
-
-/// What the access log says of a request. Queries, header values and bodies stay out of it.
-struct AccessLine {
-    method: http::Method,
-    uri: Uri,
-    peer: SocketAddr,
-}
-
-impl AccessLine {
-    fn of(request: &Request<Incoming>, peer: SocketAddr) -> Self {
-        Self {
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            peer,
-        }
-    }
-
-    fn write(
-        &self,
-        which: AccessLog,
-        status: StatusCode,
-        error: Option<(&'static str, String)>,
-        request_id: &HeaderValue,
-        duration: Duration,
-        upstream: Duration,
-    ) {
-        let wanted = match which {
-            AccessLog::Off => false,
-            AccessLog::All => true,
-            AccessLog::Errors => !status.is_success(),
-        };
-        if !wanted {
-            return;
-        }
-        let (code, cause) = error.unzip();
-        info!(
-            target: "access",
-            {
-                http.request.method = %self.method,
-                url.path = shown(self.uri.path()),
-                http.response.status_code = status.as_u16(),
-                error.type = code,
-                cause,
-                duration_ms = duration.as_secs_f64() * 1000.0,
-                upstream_duration_ms = upstream.as_secs_f64() * 1000.0,
-                client.address = %self.peer,
-                request_id = request_id.to_str().unwrap_or_default()
-            },
-            "request"
-        );
-    }
-}
-
-/// A path for the log: so much of it as a person reads. It is ASCII but for what `http` lets through as UTF-8.
-fn shown(path: &str) -> &str {
-    &path[..path.floor_char_boundary(1024)]
 }

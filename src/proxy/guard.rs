@@ -1,14 +1,13 @@
 //! Who may use the credential, and whether the request's target is sane. The application has no password for us, so
 //! this is the whole defence of an open port against web pages (DNS rebinding, CSRF), neighbours and mistakes.
 
-use std::net::SocketAddr;
-
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::Authority;
 use http::{Method, Version};
 
 use super::error::{BadRequest, Forbidden, ProxyError};
+use crate::net::socket::Peer;
 
 /// What is asked of a request before it gets a credential.
 #[derive(Clone, Debug, Default)]
@@ -41,15 +40,15 @@ impl Guard {
     ///
     /// # Errors
     /// The first rule that is broken.
-    pub fn check(&self, head: &Parts, peer: SocketAddr) -> Result<(), ProxyError> {
-        if !self.config.allow_remote_clients && !peer.ip().to_canonical().is_loopback() {
+    pub fn check(&self, head: &Parts, peer: Peer) -> Result<(), ProxyError> {
+        if !self.config.allow_remote_clients && !peer.is_local() {
             return Err(ProxyError::Forbidden(Forbidden::Peer));
         }
         if matches!(head.method, Method::CONNECT | Method::TRACE) || head.method.as_str() == "TRACK"
         {
             return Err(ProxyError::MethodNotAllowed);
         }
-        let host = host(&head.headers, head.version)?;
+        let host = host(head).ok_or(ProxyError::BadRequest(BadRequest::Host))?;
         self.check_target(head, &host)?;
         if !self.is_allowed_host(&host) {
             return Err(ProxyError::Forbidden(Forbidden::Host));
@@ -67,6 +66,14 @@ impl Guard {
     /// knows us only as its HTTP proxy.
     fn check_target(&self, head: &Parts, host: &Authority) -> Result<(), ProxyError> {
         let bad_target = Err(ProxyError::BadRequest(BadRequest::Target));
+        if head.version == Version::HTTP_2 {
+            // Scheme and authority are fields of their own there; the authority is the Host.
+            return if head.uri.path().starts_with('/') {
+                Ok(())
+            } else {
+                bad_target
+            };
+        }
         match (head.uri.scheme(), head.uri.authority()) {
             (None, None) if head.uri.path().starts_with('/') => Ok(()),
             (Some(scheme), Some(authority)) if scheme.as_str() == "http" => {
@@ -124,19 +131,28 @@ impl Guard {
     }
 }
 
-/// The one valid Host (RFC 9110 §7.2). HTTP/1.0 knows none, but without it nothing tells a web page's request.
-fn host(headers: &HeaderMap, version: Version) -> Result<Authority, ProxyError> {
-    debug_assert!(version <= Version::HTTP_11, "HTTP/2 carries :authority");
-    let mut hosts = headers.get_all(header::HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (Some(host), None) => parse_host(host),
-        _ => None,
+/// The one valid Host (RFC 9110 §7.2). HTTP/1.0 knows none, but without it nothing tells a web page's request. In HTTP/2
+/// it is `:authority`, and a Host beside it says the same or is a trap (RFC 9113 §8.3.1).
+fn host(head: &Parts) -> Option<Authority> {
+    let mut hosts = head.headers.get_all(header::HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (None, _) => None,
+        (Some(host), None) => Some(parse_host(host.as_bytes())?),
+        (Some(_), Some(_)) => return None,
+    };
+    if head.version < Version::HTTP_2 {
+        return host;
     }
-    .ok_or(ProxyError::BadRequest(BadRequest::Host))
+    let authority = match head.uri.authority() {
+        None => return host,
+        Some(authority) => parse_host(authority.as_str().as_bytes())?,
+    };
+    host.is_none_or(|host| same_authority(&host, &authority))
+        .then_some(authority)
 }
 
-fn parse_host(value: &HeaderValue) -> Option<Authority> {
-    let authority = Authority::try_from(value.as_bytes()).ok()?;
+fn parse_host(value: &[u8]) -> Option<Authority> {
+    let authority = Authority::try_from(value).ok()?;
     let text = authority.as_str();
     let port_is_valid = match text.rsplit_once(':') {
         // A colon within brackets belongs to an IPv6 address.
@@ -175,7 +191,7 @@ mod tests {
         }
         let (head, ()) = request.body(()).unwrap().into_parts();
         guard
-            .check(&head, peer.parse().unwrap())
+            .check(&head, Peer::Tcp(peer.parse().unwrap()))
             .err()
             .map(|error| error.code())
     }

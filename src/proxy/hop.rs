@@ -1,7 +1,8 @@
 //! What must not cross a hop, in either direction (RFC 9110 §7.6.1), and how a body is framed on the other side.
 
+use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, Version};
 
 use super::error::{BadRequest, ProxyError};
 
@@ -37,6 +38,8 @@ const RESPONSE_FIELDS: [HeaderName; 3] = [
     header::PROXY_AUTHORIZATION,
     header::ALT_SVC,
 ];
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// More options in `Connection` than any honest peer sends.
 const MAX_CONNECTION_OPTIONS: usize = 64;
@@ -128,18 +131,28 @@ fn is_zero(length: &HeaderValue) -> bool {
 /// as `-`.
 ///
 /// # Errors
-/// A `Connection` with more than 64 options.
+/// A `Connection` with more than 64 options, or one that would take the `Idempotency-Key` away, on which it depends
+/// whether a payment is made twice.
 pub fn strip_request(headers: &mut HeaderMap) -> Result<(), ProxyError> {
+    let has_key = headers.contains_key(IDEMPOTENCY_KEY);
     strip_named(headers)?;
+    if has_key && !headers.contains_key(IDEMPOTENCY_KEY) {
+        return Err(ProxyError::BadRequest(BadRequest::ConnectionNamesKey));
+    }
     remove_all(headers, &CONNECTION_FIELDS);
     remove_all(headers, &REQUEST_FIELDS);
-    let unwanted: Vec<HeaderName> = headers
+    remove_unclear(headers);
+    Ok(())
+}
+
+/// Names that some servers read as another, and claims about the request's way that nobody verified.
+fn remove_unclear(headers: &mut HeaderMap) {
+    let unclear: Vec<HeaderName> = headers
         .keys()
         .filter(|name| name.as_str().contains('_') || name.as_str().starts_with("x-forwarded-"))
         .cloned()
         .collect();
-    remove_all(headers, &unwanted);
-    Ok(())
+    remove_all(headers, &unclear);
 }
 
 /// Removes from a response what must not reach the application. A `Content-Length` stays only where it describes a
@@ -156,6 +169,66 @@ pub fn strip_response(headers: &mut HeaderMap, method: &Method, status: StatusCo
     remove_all(headers, &RESPONSE_FIELDS);
     if let Some(length) = length {
         headers.insert(header::CONTENT_LENGTH, length);
+    }
+}
+
+/// Removes from trailers what must not be taken for part of a head (RFC 9110 §6.5.1).
+pub fn strip_trailers(trailers: &mut HeaderMap) {
+    const HEAD_ONLY: [HeaderName; 6] = [
+        header::CONTENT_TYPE,
+        header::CONTENT_ENCODING,
+        header::CONTENT_RANGE,
+        header::COOKIE,
+        header::SET_COOKIE,
+        header::VIA,
+    ];
+    remove_all(trailers, &CONNECTION_FIELDS);
+    remove_all(trailers, &REQUEST_FIELDS);
+    remove_all(trailers, &RESPONSE_FIELDS);
+    remove_all(trailers, &HEAD_ONLY);
+    remove_unclear(trailers);
+}
+
+/// Whether the application can take trailers (RFC 9110 §10.1.4), and speaks a version that carries them safely.
+pub fn takes_trailers(headers: &HeaderMap, version: Version) -> bool {
+    version == Version::HTTP_2
+        && headers
+            .get(header::TE)
+            .is_some_and(|te| te.as_bytes() == b"trailers")
+}
+
+/// HTTP/2 may split `Cookie` into many fields, for its compression; nothing else may (RFC 9113 §8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(header::COOKIE).iter();
+    let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else {
+        return;
+    };
+    let mut joined = [first.as_bytes(), second.as_bytes()].join(&b"; "[..]);
+    for cookie in cookies {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(cookie.as_bytes());
+    }
+    if let Ok(joined) = HeaderValue::from_maybe_shared(Bytes::from(joined)) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+/// Counts `Max-Forwards` down (RFC 9110 §7.6.2). `false` when the request goes no further than to us. Only OPTIONS has a
+/// meaning for it here: TRACE is refused.
+pub fn may_be_forwarded(method: &Method, headers: &mut HeaderMap) -> bool {
+    if method != Method::OPTIONS {
+        return true;
+    }
+    let left = headers
+        .get(header::MAX_FORWARDS)
+        .and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
+    match left {
+        Some(0) => false,
+        Some(left) => {
+            headers.insert(header::MAX_FORWARDS, HeaderValue::from(left - 1));
+            true
+        }
+        None => true,
     }
 }
 

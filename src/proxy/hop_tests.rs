@@ -80,8 +80,76 @@ fn connection_cannot_name_what_we_set() {
 #[test]
 fn end_to_end_fields_that_are_named_are_removed_too() {
     let line: &[u8] = b"Content-Type, Cookie, X-Request-Id, Idempotency-Key, Content-Length";
-    let others = ["content-type", "cookie", "idempotency-key", "accept"];
+    let others = ["content-type", "cookie", "accept"];
     assert_eq!(left(&[line], &others), ["accept"]);
+}
+
+/// but a payment must not lose what keeps it from being made twice.
+#[test]
+fn an_idempotency_key_that_is_named_is_refused() {
+    let mut headers = fields(&[
+        ("connection", b"close, IDEMPOTENCY-key"),
+        ("idempotency-key", b"1"),
+    ]);
+    let error = strip_request(&mut headers).unwrap_err();
+    assert_eq!(error.code(), Code::BadRequest);
+}
+
+///
+#[test]
+fn max_forwards_counts_down_for_options_alone() {
+    let counted = |method: Method, value: &str| {
+        let mut headers = fields(&[("max-forwards", value.as_bytes())]);
+        let passes = may_be_forwarded(&method, &mut headers);
+        (passes, headers["max-forwards"].to_str().unwrap().to_owned())
+    };
+    for (method, value, passes, left) in [
+        (Method::OPTIONS, "5", true, "4"),
+        (Method::OPTIONS, "1", true, "0"),
+        (Method::OPTIONS, "0", false, "0"),
+        (Method::OPTIONS, "x", true, "x"),
+        (Method::OPTIONS, "-1", true, "-1"),
+        (Method::GET, "0", true, "0"),
+    ] {
+        assert_eq!(counted(method, value), (passes, left.to_owned()));
+    }
+}
+
+///
+#[test]
+fn cookies_become_one() {
+    let joined = |lines: &[&[u8]]| {
+        let list: Vec<_> = lines.iter().map(|line| ("cookie", *line)).collect();
+        let mut headers = fields(&list);
+        join_cookies(&mut headers);
+        let left: Vec<_> = headers.get_all("cookie").iter().cloned().collect();
+        left.iter()
+            .map(|v| v.as_bytes().to_vec())
+            .collect::<Vec<_>>()
+    };
+    assert!(joined(&[]).is_empty());
+    assert_eq!(joined(&[b"a=1; b=2"]), [b"a=1; b=2"]);
+    assert_eq!(joined(&[b"a=1", b"b=\xff", b"c=3"]), [b"a=1; b=\xff; c=3"]);
+}
+
+///
+#[test]
+fn trailers_carry_nothing_that_belongs_to_a_head() {
+    let mut trailers = fields(&[
+        ("authorization", b"Bearer evil"),
+        ("content-length", b"0"),
+        ("transfer-encoding", b"chunked"),
+        ("host", b"evil"),
+        ("connection", b"close"),
+        ("content-type", b"text/html"),
+        ("set-cookie", b"a=1"),
+        ("x_under", b"1"),
+        ("x-forwarded-for", b"1"),
+        ("grpc-status", b"0"),
+        ("x-checksum", b"1"),
+    ]);
+    strip_trailers(&mut trailers);
+    assert_eq!(names(&trailers), ["grpc-status", "x-checksum"]);
 }
 
 ///

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Request, Response, Uri};
+use http::{Method, Request, Response, Uri, Version};
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
+use tracing::debug;
 
 use super::error::ProxyError;
 use crate::metrics::{Metrics, SendFault, UpstreamMetrics};
-use crate::net::body::{Body, Progress};
+use crate::net::body::{Again, Body, Progress};
 use crate::net::client::{HttpClient, PoolConfig};
 use crate::net::connect::Connector;
 use crate::net::tls::{ClientTls, HttpVersions, TlsError};
@@ -97,13 +98,11 @@ impl Upstream {
     ///
     /// # Errors
     /// When base path and target together are no valid path.
-    pub fn uri(&self, target: &Uri) -> Result<Uri, http::Error> {
-        let path = match target.path_and_query() {
-            Some(path) if self.base_path.is_empty() => path.clone(),
-            path => {
-                let path = path.map_or("/", PathAndQuery::as_str);
-                PathAndQuery::from_maybe_shared(format!("{}{path}", self.base_path))?
-            }
+    pub fn uri(&self, target: PathAndQuery) -> Result<Uri, http::Error> {
+        let path = if self.base_path.is_empty() {
+            target
+        } else {
+            PathAndQuery::from_maybe_shared(format!("{}{target}", self.base_path))?
         };
         Uri::builder()
             .scheme(self.scheme.clone())
@@ -112,11 +111,11 @@ impl Upstream {
             .build()
     }
 
-    /// Applies the configured header rules, and appends `Via`.
+    /// Applies the configured header rules, and appends `Via` with the `version` that the request came in.
     ///
     /// # Errors
     /// When our own `Via` is there already.
-    pub fn prepare(&self, headers: &mut HeaderMap) -> Result<(), ProxyError> {
+    pub fn prepare(&self, headers: &mut HeaderMap, version: Version) -> Result<(), ProxyError> {
         if headers.get_all(header::VIA).iter().any(has_passed_here) {
             return Err(ProxyError::LoopDetected);
         }
@@ -126,24 +125,63 @@ impl Upstream {
         for (name, value) in &self.config.set_headers {
             headers.insert(name, value.clone());
         }
-        headers.append(header::VIA, HeaderValue::from_static("1.1 bearerd"));
+        let via = if version == Version::HTTP_2 {
+            "2.0 bearerd"
+        } else {
+            "1.1 bearerd"
+        };
+        headers.append(header::VIA, HeaderValue::from_static(via));
         Ok(())
     }
 
+    /// Whether it may speak HTTP/2: always, never, or as its TLS session decides.
+    pub fn may_speak_http2(&self) -> bool {
+        match self.config.http {
+            HttpVersions::Http1 => false,
+            HttpVersions::Http2 => true,
+            HttpVersions::Auto => self.scheme == Scheme::HTTPS,
+        }
+    }
+
     /// Sends `request` and waits for the response head, for as long as the request body moves and `response_timeout`
-    /// more.
+    /// more. A request that an HTTP/2 server says it did nothing about is sent once more (RFC 9113 §8.7).
     ///
     /// # Errors
-    /// When there is no response head. Nothing is sent a second time.
+    /// When there is no response head. Nothing else is sent a second time.
     pub async fn send(
         &self,
         client: &HttpClient,
         request: Request<Body>,
         progress: Option<&Progress>,
+        response_timeout: Duration,
+    ) -> Result<Response<Incoming>, ProxyError> {
+        let copy = self.may_speak_http2().then(|| Copy::of(&request));
+        let first = self
+            .send_once(client, request, progress, response_timeout)
+            .await;
+        match first {
+            Err(ProxyError::Send(error)) if error.unprocessed => {
+                let Some(request) = copy.and_then(Copy::request) else {
+                    return Err(error.into());
+                };
+                debug!("a request that the upstream did not look at is sent again");
+                self.send_once(client, request, progress, response_timeout)
+                    .await
+            }
+            result => result,
+        }
+    }
+
+    async fn send_once(
+        &self,
+        client: &HttpClient,
+        request: Request<Body>,
+        progress: Option<&Progress>,
+        response_timeout: Duration,
     ) -> Result<Response<Incoming>, ProxyError> {
         let method = request.method().clone();
         let started = Instant::now();
-        let result = self.response(client, request, progress, started).await;
+        let result = response(client, request, progress, response_timeout).await;
         match &result {
             Ok(response) => self
                 .metrics
@@ -155,37 +193,22 @@ impl Upstream {
         result
     }
 
-    async fn response(
-        &self,
-        client: &HttpClient,
-        request: Request<Body>,
-        progress: Option<&Progress>,
-        started: Instant,
-    ) -> Result<Response<Incoming>, ProxyError> {
-        let mut sending = pin!(client.send(request));
-        let mut last = started;
-        loop {
-            let deadline = last + self.config.response_timeout;
-            if let Ok(result) = timeout_at(deadline, sending.as_mut()).await {
-                return Ok(result?);
-            }
-            match progress.map(Progress::last) {
-                Some(moved) if moved > last => last = moved,
-                _ => return Err(ProxyError::ResponseTimeout(self.config.response_timeout)),
-            }
-        }
-    }
-
     /// Makes addresses of the upstream's origin in `Location` and `Content-Location` lead through the sidecar, which
-    /// the application called as `host`. Addresses elsewhere stay as they are; nothing is ever followed.
-    pub fn rewrite_location(&self, headers: &mut HeaderMap, host: Option<&HeaderValue>) {
+    /// the application called as `host` and below `prefix`. Addresses elsewhere stay as they are; nothing is ever
+    /// followed.
+    pub fn rewrite_location(
+        &self,
+        headers: &mut HeaderMap,
+        host: Option<&HeaderValue>,
+        prefix: &str,
+    ) {
         if !self.config.rewrite_location {
             return;
         }
         for name in [header::LOCATION, header::CONTENT_LOCATION] {
             let rewritten = headers
                 .get(&name)
-                .and_then(|value| self.downstream_location(value, host));
+                .and_then(|value| self.downstream_location(value, host, prefix));
             if let Some(value) = rewritten {
                 headers.insert(name, value);
             }
@@ -196,6 +219,7 @@ impl Upstream {
         &self,
         value: &HeaderValue,
         host: Option<&HeaderValue>,
+        prefix: &str,
     ) -> Option<HeaderValue> {
         let location = value.to_str().ok()?;
         let (origin, rest) = match location.split_once("://") {
@@ -220,7 +244,12 @@ impl Upstream {
             // The base path ended in the middle of a segment.
             Some(_) => return None,
         };
-        HeaderValue::from_str(&format!("{origin}{path}")).ok()
+        let location = format!("{origin}{prefix}{path}");
+        // Without the base path, what was a path could begin an authority.
+        if location.starts_with("//") {
+            return None;
+        }
+        HeaderValue::from_str(&location).ok()
     }
 
     fn is_own_origin(&self, scheme: &str, authority: &str) -> bool {
@@ -236,6 +265,52 @@ impl Upstream {
             && authority.host().eq_ignore_ascii_case(self.authority.host())
             && authority.port_u16().unwrap_or(default_port)
                 == self.authority.port_u16().unwrap_or(default_port)
+    }
+}
+
+async fn response(
+    client: &HttpClient,
+    request: Request<Body>,
+    progress: Option<&Progress>,
+    response_timeout: Duration,
+) -> Result<Response<Incoming>, ProxyError> {
+    let mut last = Instant::now();
+    let mut sending = pin!(client.send(request));
+    loop {
+        if let Ok(result) = timeout_at(last + response_timeout, sending.as_mut()).await {
+            return Ok(result?);
+        }
+        match progress.map(Progress::last) {
+            Some(moved) if moved > last => last = moved,
+            _ => return Err(ProxyError::ResponseTimeout(response_timeout)),
+        }
+    }
+}
+
+/// A request that may have to be sent once more.
+struct Copy {
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Again,
+}
+
+impl Copy {
+    fn of(request: &Request<Body>) -> Self {
+        Self {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            headers: request.headers().clone(),
+            body: request.body().again(),
+        }
+    }
+
+    fn request(self) -> Option<Request<Body>> {
+        let mut request = Request::new(self.body.body()?);
+        *request.method_mut() = self.method;
+        *request.uri_mut() = self.uri;
+        *request.headers_mut() = self.headers;
+        Some(request)
     }
 }
 
@@ -284,7 +359,7 @@ mod tests {
     fn targets_are_joined_by_text() {
         let joined = |url, target: &str| {
             upstream(url)
-                .uri(&target.parse().unwrap())
+                .uri(target.parse().unwrap())
                 .unwrap()
                 .to_string()
         };
@@ -300,11 +375,6 @@ mod tests {
             joined("https://api.example/v1", "//evil.example/x"),
             "https://api.example/v1//evil.example/x"
         );
-        assert_eq!(
-            joined("https://api.example:8443", "http://api.example:8443/x"),
-            "https://api.example:8443/x",
-            "the application's scheme does not count"
-        );
     }
 
     ///
@@ -318,13 +388,13 @@ mod tests {
         );
         headers.append(header::COOKIE, HeaderValue::from_static("a=1"));
         headers.append("x-team", HeaderValue::from_static("other"));
-        upstream.prepare(&mut headers).unwrap();
+        upstream.prepare(&mut headers, Version::HTTP_11).unwrap();
         let via: Vec<_> = headers.get_all(header::VIA).iter().collect();
         assert_eq!(via, ["1.0 fred, 1.1 not-bearerd (bearerd)", "1.1 bearerd"]);
         assert!(!headers.contains_key(header::COOKIE));
         assert_eq!(headers["x-team"], "shop");
         assert!(matches!(
-            upstream.prepare(&mut headers),
+            upstream.prepare(&mut headers, Version::HTTP_11),
             Err(ProxyError::LoopDetected)
         ));
     }
@@ -338,6 +408,7 @@ mod tests {
             upstream(url).rewrite_location(
                 &mut headers,
                 Some(&HeaderValue::from_static("127.0.0.1:8080")),
+                "",
             );
             headers[header::LOCATION].to_str().unwrap().to_owned()
         };
@@ -358,6 +429,7 @@ mod tests {
         );
         assert_eq!(rewritten(based, "/v1/p/3"), "/p/3");
         assert_eq!(rewritten(based, "/v1"), "/");
+        assert_eq!(rewritten(based, "/v1//evil.example/"), "/v1//evil.example/");
         for elsewhere in [
             "https://evil.example/",
             "http://api.example/",

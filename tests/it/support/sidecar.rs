@@ -129,8 +129,8 @@ impl Setup {
         let config = load(&self.config_file());
         let app = App::bind(config, None).unwrap();
         let ports = Ports {
-            proxy: app.addresses().proxy[0],
-            admin: app.addresses().admin,
+            proxy: app.addresses().proxy_tcp().expect("a TCP listener"),
+            admin: app.addresses().admin.tcp().expect("a TCP listener"),
         };
         let (stops, receiver) = mpsc::channel(2);
         let thread = thread::spawn(move || {

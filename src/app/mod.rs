@@ -1,11 +1,13 @@
 //! Builds every part, runs them, and drains them in order. The only file that knows all parts.
 
+mod announcement;
+mod limits;
+
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Uri;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -13,34 +15,38 @@ use tracing::{info, warn};
 use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::admin::Admin;
-use crate::admin::health::{Health, rounded};
+use crate::admin::health::Health;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::net::client::HttpClient;
 use crate::net::connect::Connector;
+use crate::net::connection::Connections;
 use crate::net::drain::{self, DrainTrigger, DrainWatch, Phase};
-use crate::net::listener::{self, Connections, Refusal};
+use crate::net::listener::{self, Refusal};
+use crate::net::socket::{ListenAddress, ListeningSocket};
 use crate::net::tls::TlsError;
 use crate::oauth::TokenHandle;
-use crate::oauth::refresher::Standing;
 use crate::oauth::token_cache::TokenCache;
-use crate::oauth::token_endpoint::ClientId;
 use crate::proxy::Gateway;
-use crate::proxy::error::connection_refusal;
+use crate::proxy::connection_refusal;
 use crate::proxy::guard::Guard;
+use crate::proxy::route::Routes;
 use crate::proxy::upstream::Upstream;
 use crate::runtime;
+use announcement::announce_first_token;
+use limits::Limits;
 
 /// Connections to the admin port at a time.
-const ADMIN_CONNECTIONS: usize = 64;
+const ADMIN_CONNECTIONS: usize = 32;
 /// How long the workers have to go after everything was cut.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A sidecar with its sockets bound, so that a conflict of ports shows before anything has begun.
 pub struct App {
     config: Config,
-    proxies: Vec<TcpListener>,
-    admin: TcpListener,
+    limits: Limits,
+    proxies: Vec<ListeningSocket>,
+    admin: ListeningSocket,
     addresses: Addresses,
     metrics: Arc<Metrics>,
     dropped_lines: Option<ErrorCounter>,
@@ -49,8 +55,24 @@ pub struct App {
 /// Where a sidecar listens; port 0 of the configuration is a real port here.
 #[derive(Clone, Debug)]
 pub struct Addresses {
-    pub proxy: Vec<SocketAddr>,
-    pub admin: SocketAddr,
+    pub proxy: Vec<ListenAddress>,
+    pub admin: ListenAddress,
+}
+
+impl Addresses {
+    /// The first TCP address for applications.
+    pub fn proxy_tcp(&self) -> Option<SocketAddr> {
+        self.proxy.iter().find_map(ListenAddress::tcp)
+    }
+}
+
+/// Sockets that a service manager opened for this process.
+#[derive(Default)]
+pub struct Inherited {
+    /// Instead of `[proxy] listen`.
+    pub proxy: Vec<ListeningSocket>,
+    /// Instead of `[admin] listen`.
+    pub admin: Option<ListeningSocket>,
 }
 
 /// A wish to end. A second one of any kind cuts what is in flight.
@@ -74,9 +96,13 @@ pub struct Outcome {
 pub enum RunError {
     #[error("cannot listen on {address}: {source}")]
     Bind {
-        address: SocketAddr,
+        address: ListenAddress,
         source: io::Error,
     },
+    #[error("the service manager's socket {0} is not on a loopback address")]
+    NotLoopback(SocketAddr),
+    #[error("cannot use a socket of the service manager: {0}")]
+    Inherited(#[source] io::Error),
     #[error("{0}")]
     Tls(#[from] TlsError),
     #[error("cannot start a worker: {0}")]
@@ -93,28 +119,52 @@ impl App {
     /// # Errors
     /// When an address is in use or not ours.
     pub fn bind(config: Config, dropped_lines: Option<ErrorCounter>) -> Result<Self, RunError> {
-        let bind =
-            |address| listener::bind(address).map_err(|source| RunError::Bind { address, source });
-        let local = |socket: &TcpListener, address| {
-            socket
-                .local_addr()
-                .map_err(|source| RunError::Bind { address, source })
+        Self::bind_rest(config, Inherited::default(), dropped_lines)
+    }
+
+    /// The same, but for the sockets that are there already.
+    ///
+    /// # Errors
+    /// When an address is in use or not ours, or an inherited one is open to others than this machine.
+    pub fn bind_rest(
+        config: Config,
+        inherited: Inherited,
+        dropped_lines: Option<ErrorCounter>,
+    ) -> Result<Self, RunError> {
+        let bind = |address: &ListenAddress| {
+            ListeningSocket::bind(address, config.proxy.unix_socket_mode).map_err(|source| {
+                RunError::Bind {
+                    address: address.clone(),
+                    source,
+                }
+            })
         };
-        let proxies = config
-            .proxy
-            .listen
-            .iter()
-            .map(|address| bind(*address))
-            .collect::<Result<Vec<_>, _>>()?;
-        let admin = bind(config.admin.listen)?;
-        let mut addresses = Addresses {
-            proxy: Vec::new(),
-            admin: local(&admin, config.admin.listen)?,
+        let address = |socket: &ListeningSocket| socket.address().map_err(RunError::Inherited);
+        let proxies = if inherited.proxy.is_empty() {
+            let addresses = config.proxy.listen.iter();
+            addresses.map(bind).collect::<Result<Vec<_>, _>>()?
+        } else {
+            inherited.proxy
         };
-        for (socket, address) in proxies.iter().zip(&config.proxy.listen) {
-            addresses.proxy.push(local(socket, *address)?);
+        let admin = match inherited.admin {
+            Some(socket) => socket,
+            None => bind(&ListenAddress::Tcp(config.admin.listen))?,
+        };
+        let addresses = Addresses {
+            proxy: proxies.iter().map(address).collect::<Result<_, _>>()?,
+            admin: address(&admin)?,
+        };
+        if !config.proxy.guard.allow_remote_clients
+            && let Some(open) = addresses
+                .proxy
+                .iter()
+                .filter_map(ListenAddress::tcp)
+                .find(|address| !address.ip().is_loopback())
+        {
+            return Err(RunError::NotLoopback(open));
         }
         Ok(Self {
+            limits: Limits::of(&config, runtime::file_limit()),
             config,
             proxies,
             admin,
@@ -155,6 +205,7 @@ impl App {
         ));
         let admin_connections = Connections {
             slots: Arc::new(Semaphore::new(ADMIN_CONNECTIONS)),
+            http2: false,
             metrics: None,
             ..connections.clone()
         };
@@ -175,8 +226,8 @@ impl App {
             Some(_) = workers.join_next() => return Err(RunError::WorkerEnded),
             () = refresher_ended => return Err(RunError::RefresherEnded),
         };
-        let open = || self.config.proxy.max_connections - connections.slots.available_permits();
-        let in_flight = || self.config.proxy.max_in_flight - gateway.in_flight.available_permits();
+        let open = || self.limits.connections - connections.slots.available_permits();
+        let in_flight = || self.limits.in_flight - gateway.in_flight.available_permits();
         let deadline = Instant::now() + self.config.proxy.drain_timeout;
         let delay = match stop {
             Stop::Delayed if open() > 0 => self.config.proxy.drain_delay,
@@ -210,9 +261,10 @@ impl App {
         let upstream = Upstream::new(self.config.upstream.clone(), &self.metrics);
         Gateway {
             guard: Guard::new(proxy.guard.clone(), upstream.authority().clone()),
+            routes: Routes::new(self.config.routes.clone()),
             upstream,
             tokens,
-            in_flight: Arc::new(Semaphore::new(proxy.max_in_flight)),
+            in_flight: Arc::new(Semaphore::new(self.limits.in_flight)),
             max_body_bytes: proxy.max_body_bytes,
             access_log: proxy.access_log,
             metrics: self.metrics.clone(),
@@ -226,7 +278,8 @@ impl App {
             header_timeout: proxy.header_timeout,
             unread_timeout: self.config.upstream.idle_timeout,
             max_header_bytes: proxy.max_header_bytes,
-            slots: Arc::new(Semaphore::new(proxy.max_connections)),
+            http2: proxy.http2,
+            slots: Arc::new(Semaphore::new(self.limits.connections)),
             refusal: Refusal::new(connection_refusal()),
             metrics: Some(self.metrics.clone()),
         }
@@ -244,7 +297,7 @@ impl App {
             let sockets = self
                 .proxies
                 .iter()
-                .map(TcpListener::try_clone)
+                .map(ListeningSocket::try_clone)
                 .collect::<io::Result<Vec<_>>>();
             let sockets = sockets.map_err(RunError::Worker)?;
             let (connector, gateway) = (connector.clone(), gateway.clone());
@@ -256,50 +309,11 @@ impl App {
         }
         Ok(workers)
     }
-
-    /// The first five of the six lines that a start prints; the last one comes with the first token.
-    fn announce(&self) {
-        let upstream = &self.config.upstream;
-        let endpoint = &self.config.credential.endpoint;
-        info!(
-            "bearerd {} (rustls/aws-lc-rs, {} workers)",
-            env!("CARGO_PKG_VERSION"),
-            self.config.workers
-        );
-        info!("config {}", self.config.sources);
-        for address in &self.addresses.proxy {
-            info!(
-                "proxy  http://{address} -> {}",
-                without_slash(&upstream.url)
-            );
-        }
-        info!(
-            "admin  http://{} (/livez /readyz /startupz /metrics)",
-            self.addresses.admin
-        );
-        info!(
-            "token  {}: client_credentials at {} as client_id {}, scope {:?}",
-            self.config.credential.name,
-            endpoint.url,
-            match &endpoint.client_id {
-                ClientId::Inline(client_id) => format!("{client_id:?}"),
-                ClientId::File(file) => format!("of {file}"),
-            },
-            endpoint.scope.as_deref().unwrap_or("the server's default"),
-        );
-        for warning in &self.config.warnings {
-            warn!("{warning}");
-        }
-    }
-}
-
-fn without_slash(url: &Uri) -> String {
-    url.to_string().trim_end_matches('/').to_owned()
 }
 
 /// One data-plane worker: its own client, its own accepts.
 async fn work(
-    sockets: Vec<TcpListener>,
+    sockets: Vec<ListeningSocket>,
     connector: Connector,
     gateway: Arc<Gateway>,
     connections: Connections,
@@ -351,32 +365,4 @@ async fn drain<T: 'static>(
     trigger.advance(Phase::Cutting);
     let _ = timeout(CUT_TIMEOUT, all_ended(workers)).await;
     cut
-}
-
-async fn announce_first_token(mut tokens: TokenHandle) {
-    loop {
-        if let Standing::Holding { took, next } = tokens.standing()
-            && let Some(token) = tokens.held().await
-        {
-            let now = Instant::now();
-            let left = token.expires_at().monotonic.saturating_duration_since(now);
-            let renewal = match next {
-                Some(next) => format!(
-                    "next renewal in {}",
-                    rounded(next.saturating_duration_since(now))
-                ),
-                None => "renewed on demand".to_owned(),
-            };
-            info!(
-                "ready  first token obtained in {} ms ({}), expires in {}, {renewal}",
-                took.as_millis(),
-                token.fingerprint(),
-                rounded(left)
-            );
-            return;
-        }
-        if !tokens.changed().await {
-            return;
-        }
-    }
 }

@@ -1,0 +1,101 @@
+//! The lines that a start prints: what runs, from where to where, and as whom.
+
+use http::Uri;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::App;
+use crate::admin::health::rounded;
+use crate::net::socket::ListenAddress;
+use crate::oauth::TokenHandle;
+use crate::oauth::refresher::Standing;
+use crate::oauth::token_endpoint::ClientId;
+use crate::runtime;
+
+impl App {
+    /// The first five of the six lines that a start prints; the last one comes with the first token.
+    pub(super) fn announce(&self) {
+        let upstream = &self.config.upstream;
+        let endpoint = &self.config.credential.endpoint;
+        info!(
+            "bearerd {} (rustls/aws-lc-rs, {} workers)",
+            env!("CARGO_PKG_VERSION"),
+            self.config.workers
+        );
+        info!("config {}", self.config.sources);
+        for address in &self.addresses.proxy {
+            info!(
+                "proxy  {} -> {}",
+                url(address),
+                without_slash(&upstream.url)
+            );
+        }
+        info!(
+            "admin  {} (/livez /readyz /startupz /metrics)",
+            url(&self.addresses.admin)
+        );
+        info!(
+            "token  {}: client_credentials at {} as client_id {}, scope {:?}",
+            self.config.credential.name,
+            endpoint.url,
+            match &endpoint.client_id {
+                ClientId::Inline(client_id) => format!("{client_id:?}"),
+                ClientId::File(file) => format!("of {file}"),
+            },
+            endpoint.scope.as_deref().unwrap_or("the server's default"),
+        );
+        for warning in &self.config.warnings {
+            warn!("{warning}");
+        }
+        let proxy = &self.config.proxy;
+        if self.limits.connections < proxy.max_connections {
+            warn!(
+                files = runtime::file_limit(),
+                max_connections = proxy.max_connections,
+                "at most {} connections and {} requests at once: this process may not open more files",
+                self.limits.connections,
+                self.limits.in_flight
+            );
+        }
+    }
+}
+
+fn url(address: &ListenAddress) -> String {
+    match address {
+        ListenAddress::Tcp(address) => format!("http://{address}"),
+        ListenAddress::Unix(_) => address.to_string(),
+    }
+}
+
+fn without_slash(url: &Uri) -> String {
+    url.to_string().trim_end_matches('/').to_owned()
+}
+
+/// The sixth line, when there is a token.
+pub(super) async fn announce_first_token(mut tokens: TokenHandle) {
+    loop {
+        if let Standing::Holding { took, next } = tokens.standing()
+            && let Some(token) = tokens.held().await
+        {
+            let now = Instant::now();
+            let left = token.expires_at().monotonic.saturating_duration_since(now);
+            let renewal = match next {
+                Some(next) => format!(
+                    "next renewal in {}",
+                    rounded(next.saturating_duration_since(now))
+                ),
+                None => "renewed on demand".to_owned(),
+            };
+            info!(
+                "ready  first token obtained in {} ms ({}), expires in {}, {renewal}",
+                took.as_millis(),
+                token.fingerprint(),
+                rounded(left)
+            );
+            return;
+        }
+        if !tokens.changed().await {
+            return;
+        }
+    }
+}
