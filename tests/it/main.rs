@@ -32,6 +32,9 @@ mod framing;
 // Requests that the sidecar answers itself, because of what they are.
 mod refusals;
 
+// Where the sidecar listens: ports, files, sockets of a service manager.
+mod listeners;
+
 // Every limit of the proxy port has an answer.
 mod limits;
 

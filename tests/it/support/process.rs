@@ -1,6 +1,7 @@
 //! The real program as a child process.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -29,11 +30,30 @@ pub struct Ended {
 impl Process {
     /// Runs `bearerd` with these arguments, and with no other variables than these.
     pub fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_bearerd"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bearerd"));
+        command
             .args(arguments)
             .env_clear()
             .envs(environment.iter().copied())
-            .stdin(Stdio::null())
+            .stdin(Stdio::null());
+        Self::spawn(command)
+    }
+
+    /// Runs it with this socket as its service manager would pass it, called `name`.
+    pub fn activated(arguments: &[&str], socket: impl Into<OwnedFd>, name: &str) -> Self {
+        let mut command = Command::new("/bin/sh");
+        let script = "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" \"$@\" 3<&0 </dev/null";
+        command
+            .args(["-c", script, env!("CARGO_BIN_EXE_bearerd")])
+            .args(arguments)
+            .env_clear()
+            .env("LISTEN_FDNAMES", name)
+            .stdin(socket.into());
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

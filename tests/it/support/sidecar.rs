@@ -61,6 +61,14 @@ impl Setup {
         }
     }
 
+    /// Listens there instead of on a port of 127.0.0.1: a TOML value.
+    pub fn listening_on(mut self, listen: &str) -> Self {
+        self.proxy = self
+            .proxy
+            .replace("listen = \"127.0.0.1:0\"", &format!("listen = {listen}"));
+        self
+    }
+
     /// Adds lines to `[proxy]`.
     pub fn proxy(mut self, lines: &str) -> Self {
         let _ = writeln!(self.proxy, "{lines}");
@@ -99,6 +107,11 @@ impl Setup {
     /// Where the client secret is.
     pub fn secret_file(&self) -> PathBuf {
         self.folder.path().join("client_secret")
+    }
+
+    /// A path in its folder where nothing is.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 
     /// Writes the configuration, and says where.
