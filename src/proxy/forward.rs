@@ -10,6 +10,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::{Body as _, Incoming};
+use hyper::ext::ReasonPhrase;
 use hyper::upgrade::OnUpgrade;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -217,6 +218,11 @@ impl Gateway {
         let mut response = Response::new(body);
         *response.status_mut() = head.status;
         *response.headers_mut() = head.headers;
+        if head.status.canonical_reason().is_none() {
+            // An empty phrase is valid (RFC 9112 §4); hyper would make one up.
+            let phrase = ReasonPhrase::from_static(b"");
+            response.extensions_mut().insert(phrase);
+        }
         Ok(response)
     }
 
