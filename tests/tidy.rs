@@ -57,6 +57,7 @@ const ONLY_HERE: [(&str, &[&str], &str); 10] = [
         "tokio::spawn",
         &[
             "src/net/listener.rs",
+            "src/net/upload.rs",
             "src/oauth/refresher.rs",
             "src/app/",
             "src/cli/mod.rs",

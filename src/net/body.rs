@@ -14,6 +14,7 @@ use tokio::time::{Instant, Sleep};
 use tracing::warn;
 
 use super::resend::{Attempt, Resendable};
+use super::upload::Upload;
 
 /// The body of every message the sidecar sends.
 #[derive(Default)]
@@ -52,10 +53,10 @@ impl Body {
     /// What makes this body once more, for a request that was refused before anything was done about it.
     pub fn again(&self) -> Again {
         match &self.0 {
-            Kind::Empty => Again(Some(Source::Bytes(Bytes::new()))),
-            Kind::Full(bytes) => Again(Some(Source::Bytes(bytes.clone()))),
+            Kind::Empty => Again(Some(Kept::Bytes(Bytes::new()))),
+            Kind::Full(bytes) => Again(Some(Kept::Bytes(bytes.clone()))),
             Kind::Relay(_) => Again(None),
-            Kind::Attempt(attempt) => Again(Some(Source::Shared(attempt.shared()))),
+            Kind::Attempt(attempt) => Again(Some(Kept::Shared(attempt.shared()))),
         }
     }
 
@@ -70,9 +71,9 @@ impl Body {
 }
 
 /// A body that may be needed a second time.
-pub struct Again(Option<Source>);
+pub struct Again(Option<Kept>);
 
-enum Source {
+enum Kept {
     Bytes(Bytes),
     Shared(Resendable),
 }
@@ -82,9 +83,9 @@ impl Again {
     /// from now on.
     pub fn body(self) -> Option<Body> {
         match self.0? {
-            Source::Bytes(bytes) if bytes.is_empty() => Some(Body::empty()),
-            Source::Bytes(bytes) => Some(Body::full(bytes)),
-            Source::Shared(shared) => Some(Body(Kind::Attempt(shared.again()?))),
+            Kept::Bytes(bytes) if bytes.is_empty() => Some(Body::empty()),
+            Kept::Bytes(bytes) => Some(Body::full(bytes)),
+            Kept::Shared(shared) => Some(Body(Kind::Attempt(shared.again()?))),
         }
     }
 }
@@ -106,13 +107,31 @@ pub enum BodyError {
     Superseded,
 }
 
-/// Which way a body goes; for the log.
-#[derive(Clone, Copy, Debug)]
-pub enum Direction {
-    /// From the application to the upstream.
-    Request,
-    /// From the upstream to the application.
-    Response,
+/// Where a body comes from.
+enum Source {
+    /// The application.
+    Upload(Upload),
+    /// The upstream.
+    Download(Incoming),
+}
+
+impl Source {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self {
+            Self::Upload(upload) => upload.poll_frame(cx),
+            Self::Download(incoming) => Pin::new(incoming).poll_frame(cx),
+        }
+    }
+
+    fn direction(&self) -> &'static str {
+        match self {
+            Self::Upload(_) => "request",
+            Self::Download(_) => "response",
+        }
+    }
 }
 
 /// Takes out of trailers what must not stand there.
@@ -121,8 +140,7 @@ pub type TrailerFilter = fn(&mut HeaderMap);
 /// One body on its way through. Trailers end here unless somebody says what may be in them: HTTP/1.1 peers cannot be
 /// trusted to treat them as anything but more headers (RFC 9110 §6.5.1).
 pub struct Relay {
-    incoming: Incoming,
-    direction: Direction,
+    source: Source,
     idle: IdleTimer,
     limit: Option<u64>,
     passed: u64,
@@ -133,11 +151,20 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Passes `incoming` on; each wait for its next bytes ends after `idle_timeout` with [`BodyError::Idle`].
-    pub fn new(incoming: Incoming, direction: Direction, idle_timeout: Duration) -> Self {
+    /// Passes the body of a request on; each wait for its next bytes ends after `idle_timeout` with
+    /// [`BodyError::Idle`].
+    pub fn upload(upload: Upload, idle_timeout: Duration) -> Self {
+        Self::new(Source::Upload(upload), idle_timeout)
+    }
+
+    /// The same with the body of a response.
+    pub fn download(incoming: Incoming, idle_timeout: Duration) -> Self {
+        Self::new(Source::Download(incoming), idle_timeout)
+    }
+
+    fn new(source: Source, idle_timeout: Duration) -> Self {
         Self {
-            incoming,
-            direction,
+            source,
             idle: IdleTimer::new(idle_timeout),
             limit: None,
             passed: 0,
@@ -172,12 +199,18 @@ impl Relay {
 
     /// How much of it is still to come, as far as is known.
     pub(super) fn left(&self) -> SizeHint {
-        self.incoming.size_hint()
+        match &self.source {
+            Source::Upload(upload) => upload.left(),
+            Source::Download(incoming) => incoming.size_hint(),
+        }
     }
 
     /// Whether nothing more comes.
     pub(super) fn is_over(&self) -> bool {
-        self.incoming.is_end_stream()
+        match &self.source {
+            Source::Upload(upload) => upload.is_over(),
+            Source::Download(incoming) => incoming.is_end_stream(),
+        }
     }
 
     /// The next piece; what went wrong with it is logged.
@@ -188,7 +221,7 @@ impl Relay {
         let piece = ready!(self.poll_incoming(cx));
         if let Some(Err(error)) = &piece {
             warn!(
-                direction = ?self.direction,
+                direction = self.source.direction(),
                 bytes = self.passed,
                 error = %Chain(error),
                 "body broke off"
@@ -202,7 +235,7 @@ impl Relay {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
-            match Pin::new(&mut self.incoming).poll_frame(cx) {
+            match self.source.poll_frame(cx) {
                 Poll::Pending => {
                     ready!(self.idle.poll_elapsed(cx));
                     return Poll::Ready(Some(Err(BodyError::Idle(self.idle.timeout))));

@@ -12,3 +12,4 @@ pub mod socket;
 mod stream;
 pub mod tls;
 pub mod tunnel;
+pub mod upload;

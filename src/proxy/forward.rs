@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Incoming;
 use hyper::ext::ReasonPhrase;
 use hyper::upgrade::OnUpgrade;
 use tokio::sync::Semaphore;
@@ -24,11 +24,12 @@ use super::route::{RouteConfig, Routes};
 use super::upgrade;
 use super::upstream::Upstream;
 use crate::metrics::{Metrics, UnauthorizedAction};
-use crate::net::body::{Body, Direction, Progress, Relay};
+use crate::net::body::{Body, Progress, Relay};
 use crate::net::client::HttpClient;
 use crate::net::drain::{DrainWatch, Phase};
 use crate::net::socket::Peer;
 use crate::net::tunnel::Tunnel;
+use crate::net::upload::Upload;
 use crate::oauth::TokenHandle;
 use crate::oauth::access_token::AccessToken;
 
@@ -126,6 +127,7 @@ impl Gateway {
     ) -> Result<Response<Answer>, ProxyError> {
         // Who may use the credential, and for what.
         let (mut head, body) = request.into_parts();
+        let body = Upload::new(body, head.headers.contains_key(header::EXPECT));
         self.guard.check(&head, peer)?;
         let route = self.routes.choose(&head.method, head.uri.path())?;
         expects_nothing_but_continue(&head.headers)?;
@@ -209,7 +211,7 @@ impl Gateway {
             }
             None => {
                 let idle_timeout = self.upstream.config().idle_timeout;
-                let relay = Relay::new(body, Direction::Response, idle_timeout);
+                let relay = Relay::download(body, idle_timeout);
                 Answer::Upstreams(
                     relay.with_trailers(carries_trailers.then_some(hop::strip_trailers)),
                 )
@@ -230,32 +232,28 @@ impl Gateway {
     fn request_body(
         &self,
         head: &Parts,
-        body: Incoming,
+        body: Upload,
     ) -> Result<(Body, Framing, Option<Arc<Progress>>), ProxyError> {
         let framing = Framing::of_request(&head.headers)?;
-        if let (Some(limit), Some(length)) = (self.max_body_bytes, body.size_hint().exact())
+        if let (Some(limit), Some(length)) = (self.max_body_bytes, body.left().exact())
             && length > limit
         {
             return Err(ProxyError::BodyTooLarge(limit));
         }
-        if body.is_end_stream() {
+        if body.is_over() {
             return Ok((Body::empty(), framing, None));
         }
         let is_http2 = head.version == Version::HTTP_2;
         // HTTP/2 needs no framing, and hyper would drop the body of a GET without one on its way to HTTP/1.1.
         let framing = match framing {
-            Framing::Natural if is_http2 && body.size_hint().exact().is_none() => Framing::Chunked,
+            Framing::Natural if is_http2 && body.left().exact().is_none() => Framing::Chunked,
             framing => framing,
         };
         let progress = Progress::new();
-        let relay = Relay::new(
-            body,
-            Direction::Request,
-            self.upstream.config().idle_timeout,
-        )
-        .limited(self.max_body_bytes)
-        .reporting(progress.clone())
-        .with_trailers(is_http2.then_some(hop::strip_trailers));
+        let relay = Relay::upload(body, self.upstream.config().idle_timeout)
+            .limited(self.max_body_bytes)
+            .reporting(progress.clone())
+            .with_trailers(is_http2.then_some(hop::strip_trailers));
         let body = if self.upstream.may_speak_http2() {
             Body::resendable(relay)
         } else {

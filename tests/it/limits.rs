@@ -48,26 +48,57 @@ fn a_chunked_body_over_the_limit_never_looks_complete() {
     assert!(!upstream.requests()[1].body.complete);
 }
 
-/// the answer is readable although the body was not taken.
+/// the answer is readable although the body was not taken, also for an application that sends it all before it
+/// reads, and fails when it cannot.
 #[test]
-fn a_refusal_is_readable_while_a_large_body_is_sent() {
+fn a_refusal_is_readable_after_a_large_upload() {
     let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
     let sidecar = Sidecar::between(&upstream, &auth);
-    for _ in 0..20 {
-        let mut client = sidecar.client();
-        client.send(request(
-            "POST /",
-            &["Origin: null", "Content-Length: 50000000"],
-            "",
-        ));
-        for _ in 0..20 {
-            if client.try_send([b'x'; 10_000]).is_err() {
-                break;
-            }
+    let upload = vec![b'x'; 2_000_000];
+    for fields in [
+        vec!["Origin: null", "Content-Length: 2000000"],
+        vec![
+            "Origin: null",
+            "Content-Length: 2000000",
+            "Connection: close",
+        ],
+    ] {
+        for _ in 0..50 {
+            let mut client = sidecar.client();
+            client.send(request("POST /", &fields, ""));
+            client.send(&upload);
+            client.receive().assert_problem(403, "forbidden_origin");
         }
-        client.receive().assert_problem(403, "forbidden_origin");
     }
-    assert_eq!(upstream.connections(), 0);
+    let mut client = sidecar.client();
+    client.send(request(
+        "POST /",
+        &["Origin: null", "Transfer-Encoding: chunked"],
+        "",
+    ));
+    client.send([b"80000\r\n", &upload[..0x80000], b"\r\n0\r\n\r\n"].concat());
+    client.receive().assert_problem(403, "forbidden_origin");
+    assert_eq!(
+        client.exchange(request("GET /", &[], "")).ok(),
+        "ok",
+        "the connection goes on"
+    );
+    assert_eq!(upstream.connections(), 1);
+}
+
+/// as long as it comes to an end.
+#[test]
+fn an_unwanted_upload_that_stalls_ends_its_connection() {
+    let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
+    let sidecar = Sidecar::between(&upstream, &auth);
+    let mut client = sidecar.client();
+    client.send(request(
+        "POST /",
+        &["Origin: null", "Content-Length: 9"],
+        "x",
+    ));
+    client.receive().assert_problem(403, "forbidden_origin");
+    assert!(client.is_closed());
 }
 
 /// D-56

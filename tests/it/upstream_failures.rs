@@ -319,6 +319,22 @@ fn an_early_answer_is_delivered_before_the_upload_ends() {
     assert_eq!((answer.status(), answer.text()), (413, "stop".to_owned()));
 }
 
+/// also to an application that sends everything before it reads, when nobody wants the rest of it.
+#[test]
+fn an_early_answer_is_readable_after_the_whole_upload() {
+    let (sidecar, _upstream, _auth) = Sidecar::before("", |exchange| {
+        exchange.send("HTTP/1.1 401 No\r\nContent-Length: 4\r\nConnection: close\r\n\r\nstop")?;
+        exchange.stall()
+    });
+    for _ in 0..20 {
+        let mut client = sidecar.client();
+        client.send(request("POST /", &["Content-Length: 2000000"], ""));
+        client.send(vec![b'x'; 2_000_000]);
+        let answer = client.receive();
+        assert_eq!((answer.status(), answer.text()), (401, "stop".to_owned()));
+    }
+}
+
 /// E-22
 #[test]
 fn failures_of_the_upstream_itself_pass_untouched() {
