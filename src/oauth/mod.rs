@@ -21,7 +21,7 @@ pub mod refresher;
 pub mod token_cache;
 pub mod token_endpoint;
 pub mod token_error;
-mod token_response;
+pub mod token_response;
 
 pub use token_cache::{TokenHandle, Unavailable};
 

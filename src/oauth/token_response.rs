@@ -20,7 +20,7 @@ const RETRY_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::fro
 ///
 /// # Errors
 /// Whatever is not a bearer token that can be sent.
-pub(super) fn grant(
+pub fn grant(
     config: &TokenEndpointConfig,
     headers: &HeaderMap,
     answer: &[u8],
@@ -173,7 +173,7 @@ fn fingerprint(token: &str) -> String {
 }
 
 /// The error response (RFC 6749 §5.2), or whatever else came with a status other than 200.
-pub(super) fn refusal(status: StatusCode, headers: &HeaderMap, answer: &[u8]) -> TokenError {
+pub fn refusal(status: StatusCode, headers: &HeaderMap, answer: &[u8]) -> TokenError {
     #[derive(Deserialize)]
     struct ErrorAnswer {
         error: String,
