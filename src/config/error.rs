@@ -50,7 +50,6 @@ impl Problem {
 
 /// Everything that is wrong. `Display` is one paragraph for each problem, with the line and a caret for those in the
 /// file. It never shows a value that could be a secret.
-#[derive(Debug)]
 pub struct ConfigError {
     file: Option<(PathBuf, String)>,
     problems: Vec<Problem>,
@@ -134,6 +133,15 @@ impl fmt::Display for ConfigError {
     }
 }
 
+/// Without the text of the file.
+impl fmt::Debug for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConfigError")
+            .field("problems", &self.problems)
+            .finish_non_exhaustive()
+    }
+}
+
 impl std::error::Error for ConfigError {}
 
 fn unknown_key_hint(key: &str, known: &[&str]) -> String {
@@ -199,19 +207,27 @@ impl Place {
     }
 }
 
-/// A line as it may be shown: somebody may have put a secret where a file name belongs, or into a URL.
+/// A line as it may be shown. Somebody may have put a secret under a name of his own or into a URL, and after a slip of
+/// the hand what stands there may be no setting at all; so what is not plainly harmless is not shown.
 fn masked(line: &str) -> String {
     let Some((key, value)) = line.split_once('=') else {
-        return line.to_owned();
+        // The header of a table, or a piece of something.
+        let is_header = line.trim_start().starts_with('[') && !line.contains(['"', '\'']);
+        return if is_header { line } else { "***" }.to_owned();
     };
-    let name = key.trim().trim_matches('"');
-    let harmless = ["client_secret_file", "token_url"].contains(&name);
-    let suspicious = ["secret", "password", "token", "key", "authorization"]
-        .iter()
-        .any(|word| name.to_ascii_lowercase().contains(word));
-    // What stands in an inline table has names of the user's own.
-    let is_table = value.trim_start().starts_with('{');
-    if value.contains('@') || is_table || (suspicious && !harmless) {
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.\" \t".contains(&byte);
+    if !key.bytes().all(is_name) || key.matches('"').count() > 2 {
+        return "***".to_owned();
+    }
+    let is_suspicious = match key.trim().trim_matches('"') {
+        // Where a secret is, and not the secret, unless another setting follows.
+        "client_secret_file" | "token_url" => value.matches(['"', '\'']).count() > 2,
+        _ => ["secret", "password", "token", "key", "authorization"]
+            .iter()
+            .any(|word| line.to_ascii_lowercase().contains(word)),
+    };
+    // An inline table has names of the user's own.
+    if is_suspicious || line.contains(['@', '{']) {
         format!("{key}= ***")
     } else {
         line.to_owned()
