@@ -22,14 +22,17 @@ const CONNECTION_FIELDS: [HeaderName; 10] = [
 ];
 
 /// Credentials and claims of the application that are not ours to pass on: the upstream must see our credential alone,
-/// and nobody verified the others.
-const REQUEST_FIELDS: [HeaderName; 6] = [
+/// nobody verified the others, and the last three make some servers act on another path or method than the one we saw.
+const REQUEST_FIELDS: [HeaderName; 9] = [
     header::AUTHORIZATION,
     header::PROXY_AUTHORIZATION,
     header::HOST,
     header::EXPECT,
     header::FORWARDED,
     HeaderName::from_static("x-real-ip"),
+    HeaderName::from_static("x-original-url"),
+    HeaderName::from_static("x-rewrite-url"),
+    HeaderName::from_static("x-http-method-override"),
 ];
 
 /// Must not reach the application: what is between us and the upstream, and ways around us (RFC 7838).
