@@ -1,9 +1,8 @@
 //! bearerd from outside: what an application, an upstream, an authorization server and an operator see of it. Each test
 //! runs its own sidecar between servers of its own, on ports of their own.
 //!
-//! Ids such as A-047 or E-15 in comments, here and in `src`, name one input or fault each: A is HTTP as it arrives, C the
-//! client of the authorization server, D misuse, E faults and load, H what hyper leaves to a proxy. Two tests with the
-//! same id are about the same thing.
+//! Ids such as A-047 or E-15 in comments, here and in `src`, name one input or fault each; `tests/catalogue.md` says
+//! which, and `tests/catalogue.rs` that each has its test. Two tests with the same id are about the same thing.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,14 +19,14 @@
 // The other side of everything.
 mod support;
 
-// What reaches the upstream, byte for byte.
+// Rows of the catalogue as tables: what reaches the upstream, and what comes back, byte for byte.
+mod table;
+
+// What reaches the upstream, as stories.
 mod forwarding;
 
-// What comes back from it, byte for byte.
+// What comes back from it, as stories.
 mod answers;
-
-// Where requests begin and end.
-mod framing;
 
 // Requests that the sidecar answers itself, because of what they are.
 mod refusals;
