@@ -1,6 +1,7 @@
 //! A4, D2: what is between two neighbours alone, and what nobody verified.
 
 use super::{Entry, GET, check, forwarded, get, post, refused};
+use crate::support::client::request;
 
 #[test]
 fn what_connection_names_goes_no_further() {
@@ -14,6 +15,7 @@ fn what_connection_names_goes_no_further() {
         "Idempotency-Key: 1",
     ];
     let kept = "POST / HTTP/1.1\ncontent-length: 5\nidempotency-key: 1\n\nhello";
+    let with_its_key = ["Connection: close, Idempotency-Key", "Idempotency-Key: 1"];
     let not_utf_8 =
         b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Foo: 1\r\nConnection: \xff,, a b ,x-FOO,\r\n\r\n";
     let mut table: Vec<Entry> = [
@@ -48,6 +50,7 @@ fn what_connection_names_goes_no_further() {
     .collect();
     table.extend([
         forwarded("A-093", post(&end_to_end, "hello"), kept),
+        refused("A-093", get(&with_its_key), "400 bad_request, closed"),
         forwarded("A-094", not_utf_8.as_slice(), GET),
         refused("A-094", get(&[&options(65)]), "400 bad_request, closed"),
         refused("A-094", get(&[&options(500)]), "400 bad_request, closed"),
@@ -102,6 +105,29 @@ fn via_is_appended_and_ends_loops() {
         forwarded("A-100", get(&vias), kept),
         refused("A-101", get(&first), "508 loop_detected, open"),
         refused("A-101", get(&later), "508 loop_detected, open"),
+    ]);
+}
+
+#[test]
+fn max_forwards_counts_for_options() {
+    let with = |line: &str, hops: &str| request(line, &[&format!("Max-Forwards: {hops}")], "");
+    let passed =
+        |method: &str, hops: &str| format!("{method} / HTTP/1.1\nmax-forwards: {hops}\n\n");
+    check(&[
+        refused("A-102", with("OPTIONS /", "0"), "204, open"),
+        forwarded("A-102", with("OPTIONS /", "5"), passed("OPTIONS", "4")),
+        forwarded("A-102", with("OPTIONS /", "1"), passed("OPTIONS", "0")),
+        forwarded(
+            "A-102",
+            with("OPTIONS /", "soon"),
+            passed("OPTIONS", "soon"),
+        ),
+        forwarded("A-102", with("GET /", "0"), passed("GET", "0")),
+        forwarded(
+            "A-102",
+            request("OPTIONS /", &[], ""),
+            "OPTIONS / HTTP/1.1\n\n",
+        ),
     ]);
 }
 

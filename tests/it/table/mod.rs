@@ -5,6 +5,7 @@ mod framing;
 mod heads;
 mod hops;
 mod responses;
+mod routes;
 mod targets;
 
 use std::collections::BTreeMap;
@@ -15,7 +16,7 @@ use http::StatusCode;
 
 use crate::support::client::request;
 use crate::support::server::Request;
-use crate::support::{AuthorizationServer, Client, Response, Sidecar, Upstream, wait_until};
+use crate::support::{AuthorizationServer, Client, Response, Setup, Sidecar, Upstream, wait_until};
 
 /// One input of an application, and all that comes of it.
 struct Entry {
@@ -108,8 +109,13 @@ struct Seen {
 
 /// Runs the table, and asserts that each refusal was counted once.
 fn check(table: &[Entry]) {
+    check_with("", table);
+}
+
+/// The same with these tables in the configuration.
+fn check_with(tables: &str, table: &[Entry]) {
     let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
-    let sidecar = Sidecar::between(&upstream, &auth);
+    let sidecar = Setup::between(&upstream, &auth).tables(tables).start();
     let mut wrong = String::new();
     let mut refusals: BTreeMap<String, f64> = BTreeMap::new();
     for entry in table {
@@ -170,6 +176,7 @@ fn read_answers(client: &mut Client, mut probes: bool) -> Seen {
     let mut end = "dropped";
     while let Some(answer) = client.next() {
         if answer.value("x-request-id").as_deref() == Some("probe") {
+            assert_eq!(answer.ok(), "ok");
             end = "open";
             continue;
         }
@@ -224,7 +231,8 @@ fn shown(answer: &Response, refusals: &mut Vec<String>) -> String {
         return format!("{status} {code}");
     }
     if fields == ["x-request-id"] {
-        return format!("{status} {}", answer.text());
+        let shown = format!("{status} {}", answer.text());
+        return shown.trim_end().to_owned();
     }
     assert!(
         fields.is_empty() && answer.body.raw.is_empty(),

@@ -366,6 +366,7 @@ fn statuses_and_fields_pass() {
     let challenge = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"\r\nContent-Length: 0\r\n\r\n";
     let challenged =
         "HTTP/1.1 401 Unauthorized\ncontent-length: 0\nwww-authenticate: Basic realm=\"x\"\n\n";
+    let proxy_challenge = "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n";
     check(vec![
         many(150),
         many(256),
@@ -387,6 +388,7 @@ fn statuses_and_fields_pass() {
             got("content-length: 0\n", ""),
         ),
         passed("D-32", challenge, challenged),
+        passed("D-32", proxy_challenge, "502 upstream_protocol_error"),
     ]);
 }
 

@@ -27,6 +27,12 @@ fn what_is_asked_for_is_a_path() {
     .collect();
     table.extend([
         refused("A-110 D-26", other, "400 bad_request, closed"),
+        refused(
+            "A-115",
+            request("OPTIONS *", &[], ""),
+            "400 bad_request, closed",
+        ),
+        refused("A-115", request("OPTIONS */x", &[], ""), "400, closed"),
         refused("A-120", get_target("?q=1"), "400, closed"),
         refused("A-120", get_target("http:///x"), "400, closed"),
     ]);
