@@ -183,6 +183,72 @@ fn what_is_not_finished_in_time_is_cut() {
     gate.open();
 }
 
+/// E-31: a body that is still coming from the application is cut in the same way, and the upstream can see that it was.
+#[test]
+fn an_upload_that_is_not_finished_in_time_is_cut() {
+    let auth = AuthorizationServer::new();
+    let upstream = Upstream::ok();
+    let sidecar = Setup::between(&upstream, &auth)
+        .proxy("drain_delay = \"0s\"\ndrain_timeout = \"500ms\"")
+        .tables("[log]\nformat = \"json\"")
+        .start_process();
+    let mut client = sidecar.client();
+    client.send(request("POST /", &["Content-Length: 10"], "hello"));
+    upstream.wait_for_requests(1);
+    sidecar.process.signal("TERM");
+    let ended = sidecar.process.ended();
+    assert_eq!(ended.code, 1);
+    assert!(ended.stderr.contains("\"requests\":1"), "{}", ended.stderr);
+    assert!(client.is_closed(), "there is no answer");
+    assert!(!upstream.request().body.complete);
+}
+
+/// E-35
+#[test]
+fn sighup_in_a_drain_changes_nothing() {
+    let (gate, auth) = (Gate::default(), AuthorizationServer::new());
+    let upstream = holding(&gate);
+    let sidecar = Setup::between(&upstream, &auth)
+        .proxy("drain_delay = \"0s\"\ndrain_timeout = \"1h\"")
+        .start_process();
+    let mut client = in_flight(&sidecar, &upstream);
+    sidecar.process.signal("TERM");
+    wait_for_the_drain(&sidecar);
+    for _ in 0..10 {
+        sidecar.process.signal("HUP");
+    }
+    assert_eq!(sidecar.admin("/livez").status(), 200);
+    gate.open();
+    assert_eq!(client.receive().ok(), "ok");
+    let ended = sidecar.process.ended();
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+}
+
+/// E-36: what a killed run leaves behind in the kernel keeps nobody from the port. The address is one that no other
+/// test uses, so nobody else takes the port in between.
+#[test]
+fn after_sigkill_the_next_run_serves_on_the_same_ports() {
+    let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
+    let ports = ["127.0.36.1:0".to_owned(), "127.0.36.1:0".to_owned()];
+    let start = |[proxy, admin]: [String; 2]| {
+        let setup = Setup::between(&upstream, &auth);
+        setup.start_process_with(&[("BEARERD_LISTEN", &proxy), ("BEARERD_ADMIN_LISTEN", &admin)])
+    };
+    let first = start(ports);
+    first.wait_until_ready();
+    let ports = [first.proxy.to_string(), first.admin.to_string()];
+    let mut clients: Vec<Client> = (0..20).map(|_| first.client()).collect();
+    for client in &mut clients {
+        assert_eq!(client.exchange(request("GET /", &[], "")).ok(), "ok");
+    }
+    first.process.signal("KILL");
+    assert!(clients.iter_mut().all(Client::is_over));
+    let second = start(ports.clone());
+    second.wait_until_ready();
+    assert_eq!([second.proxy.to_string(), second.admin.to_string()], ports);
+    assert_eq!(second.get("/").ok(), "ok");
+}
+
 /// E-30: under load, until the listener is gone, no request is lost that was sent on a connection in use.
 #[test]
 fn under_load_nothing_is_lost() {
