@@ -1,8 +1,10 @@
 //! Connections to upstream and application: kept, used again, and given up at the right moment.
 
+use std::thread;
+
 use crate::support::client::request;
 use crate::support::upstream::OK;
-use crate::support::{AuthorizationServer, Gate, Setup, Sidecar, Upstream, wait_until};
+use crate::support::{AuthorizationServer, Client, Gate, Setup, Sidecar, Upstream, wait_until};
 
 /// connections of the two sides live and die apart.
 #[test]
@@ -104,4 +106,69 @@ fn a_request_that_the_application_abandons_is_abandoned_upstream() {
         2,
         "the abandoned request is not sent again"
     );
+}
+
+/// H-08: idle connections are swept although nobody asks for one.
+#[test]
+fn an_idle_connection_to_the_upstream_is_closed_in_time() {
+    let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
+    let sidecar = Setup::between(&upstream, &auth)
+        .upstream("pool_idle_timeout = \"200ms\"")
+        .start();
+    assert_eq!(sidecar.get("/").ok(), "ok");
+    sidecar.wait_for_metric("bearerd_upstream_connections_open", 0.0);
+    assert_eq!(upstream.connections(), 1);
+}
+
+/// H-09
+#[test]
+fn no_more_idle_connections_are_kept_than_configured() {
+    const AT_ONCE: usize = 10;
+    let (gate, auth) = (Gate::default(), AuthorizationServer::new());
+    let held = gate.clone();
+    let upstream = Upstream::scripted(move |exchange| {
+        held.wait();
+        exchange.send(OK)
+    });
+    let sidecar = Setup::between(&upstream, &auth)
+        .upstream("max_idle_connections = 2")
+        .tables("[runtime]\nworkers = 1")
+        .start();
+    let mut clients: Vec<Client> = (0..AT_ONCE).map(|_| sidecar.client()).collect();
+    for client in &mut clients {
+        client.send(request("GET /", &[], ""));
+    }
+    upstream.wait_for_requests(AT_ONCE);
+    assert_eq!(upstream.connections(), AT_ONCE);
+    gate.open();
+    for client in &mut clients {
+        assert_eq!(client.receive().ok(), "ok");
+    }
+    sidecar.wait_for_metric("bearerd_upstream_connections_open", 2.0);
+    for client in &mut clients {
+        assert_eq!(client.exchange(request("GET /", &[], "")).ok(), "ok");
+    }
+    assert_eq!(upstream.connections(), AT_ONCE, "and those are used again");
+}
+
+/// H-10: a request that finds no idle connection begins a new one, and takes whichever is there first; so there may be
+/// more connections than requests at a time, but not many more.
+#[test]
+fn a_steady_load_does_not_make_ever_more_connections() {
+    const APPLICATIONS: usize = 16;
+    let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
+    let sidecar = Setup::between(&upstream, &auth).start();
+    thread::scope(|scope| {
+        for _ in 0..APPLICATIONS {
+            scope.spawn(|| {
+                let mut client = sidecar.client();
+                for _ in 0..100 {
+                    assert_eq!(client.exchange(request("GET /", &[], "")).ok(), "ok");
+                }
+            });
+        }
+    });
+    let connections = upstream.connections();
+    println!("{connections} connections");
+    assert!(connections <= 2 * APPLICATIONS, "{connections} connections");
 }

@@ -1,9 +1,11 @@
 //! What the application is told when the upstream fails, and that nothing is ever sent twice for it.
 
 use std::io::{self, Write};
-use std::net::TcpListener;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
 
 use crate::support::client::request;
 use crate::support::h2_upstream::H2Upstream;
@@ -281,4 +283,125 @@ fn failures_of_the_upstream_itself_pass_untouched() {
     assert_eq!(answer.value("proxy-status"), None);
     assert_eq!(upstream.requests().len(), 1);
     assert_eq!(sidecar.refused("upstream_reset"), 0.0);
+}
+
+/// E-12, H-11: a server that does not even complete the TCP handshake.
+#[test]
+fn a_server_that_swallows_connections_is_a_timeout() {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let loopback: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    socket.bind(&loopback.into()).unwrap();
+    socket.listen(0).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    // Nobody accepts, so that the queue is soon full, and the kernel drops whatever else comes.
+    let mut queue = Vec::new();
+    while let Ok(queued) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+        queue.push(queued);
+    }
+    let auth = AuthorizationServer::new();
+    let sidecar = Setup::new(&format!("http://{address}"), &auth)
+        .upstream("connect_timeout = \"300ms\"")
+        .start();
+    let answer = sidecar.get("/");
+    answer.assert_problem(504, "upstream_connect_timeout");
+}
+
+/// E-18: an upstream that takes nothing more, and answers only then.
+#[test]
+fn an_answer_over_a_connection_that_is_half_closed_is_delivered() {
+    let (sidecar, _upstream, _auth) = Sidecar::before("", |exchange| {
+        exchange.body();
+        exchange.socket().shutdown(Shutdown::Read)?;
+        thread::sleep(Duration::from_millis(50));
+        exchange.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nla")?;
+        thread::sleep(Duration::from_millis(50));
+        exchange.send("te")?;
+        exchange.close()
+    });
+    let post = request("POST /", &["Content-Length: 5"], "hello");
+    assert_eq!(sidecar.send(&post).ok(), "late");
+    assert_eq!(sidecar.send(&post).ok(), "late");
+}
+
+/// E-19: when the application has its answer, the upstream is told that nobody waits any more.
+#[test]
+fn a_request_that_timed_out_is_abandoned_upstream() {
+    let (sidecar, upstream, _auth) =
+        Sidecar::before("response_timeout = \"300ms\"", |exchange| exchange.stall());
+    let post = request("POST /", &["Content-Length: 5"], "hello");
+    sidecar.send(post).assert_problem(504, "upstream_timeout");
+    assert!(upstream.request().is_over);
+    sidecar.wait_for_metric("bearerd_upstream_connections_open", 0.0);
+}
+
+/// E-21: an answer that moves may take longer than every timeout there is.
+#[test]
+fn an_answer_that_moves_may_last() {
+    let settings = "response_timeout = \"2s\"\nidle_timeout = \"2s\"";
+    let (sidecar, _upstream, _auth) = Sidecar::before(settings, |exchange| {
+        exchange.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")?;
+        for _ in 0..12 {
+            thread::sleep(Duration::from_millis(250));
+            exchange.send("data: x\n\n")?;
+        }
+        exchange.close()
+    });
+    assert_eq!(sidecar.get("/").ok(), "data: x\n\n".repeat(12));
+}
+
+/// E-23, E-24: while the upstream is down, each request is refused at once after one attempt to connect; when it is back,
+/// so is everything else.
+#[test]
+fn an_upstream_that_is_down_costs_one_attempt_for_each_request() {
+    const APPLICATIONS: usize = 8;
+    const REQUESTS: usize = 50;
+    let (mut upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
+    // Much longer than anybody waits: nothing of what follows may come to wait for it.
+    let sidecar = Setup::between(&upstream, &auth)
+        .upstream("connect_timeout = \"1h\"\nresponse_timeout = \"1h\"")
+        .start();
+    assert_eq!(sidecar.get("/").ok(), "ok");
+    upstream.stop();
+    sidecar.wait_for_metric("bearerd_upstream_connections_open", 0.0);
+    thread::scope(|scope| {
+        for _ in 0..APPLICATIONS {
+            scope.spawn(|| {
+                let mut client = sidecar.client();
+                for _ in 0..REQUESTS {
+                    let answer = client.exchange(request("GET /", &[], ""));
+                    answer.assert_problem(502, "upstream_unreachable");
+                }
+            });
+        }
+    });
+    let refused = "bearerd_upstream_connect_duration_seconds_count{outcome=\"connect_error\"}";
+    let all = (APPLICATIONS * REQUESTS) as f64;
+    assert_eq!(sidecar.metric(refused), all, "attempts to connect");
+    assert_eq!(sidecar.refused("upstream_unreachable"), all);
+    upstream.restart();
+    assert_eq!(sidecar.get("/").ok(), "ok");
+}
+
+/// E-28: a renewed certificate needs nothing; an expired one is an error, and nothing is sent, not even in clear.
+#[test]
+fn certificates_of_the_upstream_may_change_but_not_expire() {
+    let auth = AuthorizationServer::new();
+    let upstream = Upstream::scripted_tls(|exchange| exchange.send(OK));
+    let sidecar = Setup::between(&upstream, &auth).start();
+    let authority = upstream.authority().unwrap();
+    let present = |certificate| {
+        upstream.set_tls(certificate);
+        upstream.close_connections();
+        sidecar.wait_for_metric("bearerd_upstream_connections_open", 0.0);
+    };
+    assert_eq!(sidecar.get("/").ok(), "ok");
+    present(authority.server("127.0.0.1", &["http/1.1"]));
+    assert_eq!(sidecar.get("/").ok(), "ok");
+    present(authority.expired_server("127.0.0.1", &["http/1.1"]));
+    for _ in 0..3 {
+        sidecar.get("/").assert_problem(502, "upstream_tls_error");
+    }
+    assert_eq!(upstream.requests().len(), 2);
+    present(authority.server("127.0.0.1", &["http/1.1"]));
+    assert_eq!(sidecar.get("/").ok(), "ok");
 }

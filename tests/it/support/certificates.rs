@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose,
+    date_time_ymd,
+};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use tempfile::TempDir;
@@ -32,9 +35,21 @@ impl Authority {
         self.folder.path().join("ca.pem")
     }
 
-    /// The TLS of a server called `name`, which speaks `protocols` (ALPN).
+    /// The TLS of a server called `name`, which speaks `protocols` (ALPN). Each call makes a new certificate.
     pub fn server(&self, name: &str, protocols: &[&str]) -> Arc<ServerConfig> {
         let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        self.vouch_for(params, protocols)
+    }
+
+    /// The same with a certificate that was good until 2020.
+    pub fn expired_server(&self, name: &str, protocols: &[&str]) -> Arc<ServerConfig> {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.not_before = date_time_ymd(2019, 1, 1);
+        params.not_after = date_time_ymd(2020, 1, 1);
+        self.vouch_for(params, protocols)
+    }
+
+    fn vouch_for(&self, params: CertificateParams, protocols: &[&str]) -> Arc<ServerConfig> {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

@@ -64,7 +64,7 @@ pub struct Server {
 
 struct Shared {
     script: Box<Script>,
-    tls: Option<Arc<ServerConfig>>,
+    tls: Mutex<Option<Arc<ServerConfig>>>,
     requests: Mutex<Vec<Request>>,
     connections: AtomicUsize,
     sockets: Mutex<Vec<Weak<TcpStream>>>,
@@ -97,7 +97,7 @@ impl Server {
             address: port.local_addr().unwrap().as_socket().unwrap(),
             shared: Arc::new(Shared {
                 script: Box::new(script),
-                tls,
+                tls: Mutex::new(tls),
                 requests: Mutex::default(),
                 connections: AtomicUsize::new(0),
                 sockets: Mutex::default(),
@@ -146,6 +146,11 @@ impl Server {
                 let _ = socket.shutdown(Shutdown::Both);
             }
         }
+    }
+
+    /// Has this TLS on the connections that come from now on.
+    pub fn set_tls(&self, tls: Arc<ServerConfig>) {
+        *lock(&self.shared.tls) = Some(tls);
     }
 
     /// All requests so far, in the order in which their heads came.
@@ -197,10 +202,10 @@ impl Shared {
     }
 
     fn wire(&self, socket: Arc<TcpStream>) -> Wire {
-        match &self.tls {
+        match lock(&self.tls).clone() {
             None => Wire::Plain(Plain(socket)),
             Some(config) => {
-                let session = ServerConnection::new(config.clone()).unwrap();
+                let session = ServerConnection::new(config).unwrap();
                 Wire::Tls(Box::new(StreamOwned::new(session, Plain(socket))))
             }
         }

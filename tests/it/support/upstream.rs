@@ -69,6 +69,16 @@ impl Upstream {
         }
     }
 
+    /// Refuses connections from now on, and closes those there are.
+    pub fn stop(&mut self) {
+        self.server.stop();
+    }
+
+    /// Accepts them again.
+    pub fn restart(&mut self) {
+        self.server.restart();
+    }
+
     /// Its URL, without a path.
     pub fn url(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
