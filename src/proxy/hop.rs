@@ -22,8 +22,10 @@ const CONNECTION_FIELDS: [HeaderName; 10] = [
 ];
 
 /// Credentials and claims of the application that are not ours to pass on: the upstream must see our credential alone,
-/// nobody verified the others, and the last three make some servers act on another path or method than the one we saw.
-const REQUEST_FIELDS: [HeaderName; 9] = [
+/// nobody verified the others, and the last two make some servers act on another path than the one we saw.
+/// `X-HTTP-Method-Override` is not among them: without it a PATCH that the application means would be carried out as the
+/// POST that it came in.
+const REQUEST_FIELDS: [HeaderName; 8] = [
     header::AUTHORIZATION,
     header::PROXY_AUTHORIZATION,
     header::HOST,
@@ -32,7 +34,6 @@ const REQUEST_FIELDS: [HeaderName; 9] = [
     HeaderName::from_static("x-real-ip"),
     HeaderName::from_static("x-original-url"),
     HeaderName::from_static("x-rewrite-url"),
-    HeaderName::from_static("x-http-method-override"),
 ];
 
 /// Must not reach the application: what is between us and the upstream, and ways around us (RFC 7838).

@@ -208,7 +208,6 @@ fn claims_and_their_underscore_twins_are_removed() {
         "X-Real-IP",
         "X-Original-URL",
         "X-Rewrite-URL",
-        "X-HTTP-Method-Override",
         "X_Forwarded_For",
         "X_Real-IP",
         "Transfer_Encoding",

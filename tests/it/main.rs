@@ -46,6 +46,12 @@ mod connections;
 // What the application is told when the upstream fails, and that nothing is sent twice for it.
 mod upstream_failures;
 
+// The ledger: thousands of payments through an upstream that fails in every way, and none executed twice.
+mod ledger;
+
+// More of everything than there is room for.
+mod exhaustion;
+
 // How tokens are asked for, kept, renewed and replaced.
 mod tokens;
 

@@ -7,7 +7,6 @@ use aws_lc_rs::digest::{Context, SHA256};
 use crate::support::client::request;
 use crate::support::h2_upstream::H2Upstream;
 use crate::support::server::Exchange;
-use crate::support::sidecar::Running;
 use crate::support::{AuthorizationServer, Gate, Setup, Sidecar, Upstream};
 
 const MIB: usize = 1024 * 1024;
@@ -74,7 +73,7 @@ fn take_or_give(exchange: &mut Exchange<'_>) -> io::Result<()> {
 fn large_bodies_pass_through_little_memory(upstream: &Upstream) {
     let auth = AuthorizationServer::new();
     let sidecar = Setup::between(upstream, &auth).start_process();
-    let idle = peak_kib(&sidecar);
+    let idle = sidecar.process.memory_kib("VmHWM");
     let mut client = sidecar.client();
     client.send(request(
         "POST /",
@@ -88,23 +87,12 @@ fn large_bodies_pass_through_little_memory(upstream: &Upstream) {
     assert_eq!(head.value("content-length").unwrap(), LARGE.to_string());
     assert_eq!(read_large(client.reader(), LARGE).unwrap(), sent);
 
-    let peak = peak_kib(&sidecar);
+    let peak = sidecar.process.memory_kib("VmHWM");
     assert!(peak < MAX_PEAK_KIB, "{peak} KiB");
     assert!(
         peak - idle < MAX_GROWTH_KIB,
         "{peak} KiB, {idle} KiB when idle"
     );
-}
-
-/// The most memory that the program ever had.
-fn peak_kib(sidecar: &Running) -> usize {
-    let status = sidecar.process.proc("status");
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    peak.unwrap()
-        .trim()
-        .trim_end_matches(" kB")
-        .parse()
-        .unwrap()
 }
 
 #[test]

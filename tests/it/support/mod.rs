@@ -4,6 +4,7 @@
 pub mod authorization_server;
 pub mod certificates;
 pub mod client;
+pub mod crowd;
 pub mod h2_upstream;
 pub mod process;
 pub mod server;
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 
 pub use authorization_server::AuthorizationServer;
 pub use client::{Client, Response};
+pub use crowd::Crowd;
 pub use process::Process;
 pub use sidecar::{Setup, Sidecar};
 pub use upstream::Upstream;

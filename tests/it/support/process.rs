@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use super::eventually;
 use super::sidecar::Ports;
@@ -35,6 +36,18 @@ impl Process {
             .args(arguments)
             .env_clear()
             .envs(environment.iter().copied())
+            .stdin(Stdio::null());
+        Self::spawn(command)
+    }
+
+    /// Runs it with no more than so many file descriptors.
+    pub fn start_with_files(files: usize, arguments: &[&str]) -> Self {
+        let mut command = Command::new("/bin/sh");
+        let script = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+        command
+            .args(["-c", &script, env!("CARGO_BIN_EXE_bearerd")])
+            .args(arguments)
+            .env_clear()
             .stdin(Stdio::null());
         Self::spawn(command)
     }
@@ -112,6 +125,52 @@ impl Process {
     /// A file of `/proc` about it.
     pub fn proc(&self, name: &str) -> String {
         std::fs::read_to_string(format!("/proc/{}/{name}", self.child.id())).unwrap()
+    }
+
+    /// How much memory it has now (`VmRSS`), or has ever had (`VmHWM`), in KiB.
+    pub fn memory_kib(&self, which: &str) -> usize {
+        let status = self.proc("status");
+        let line = status.lines().find_map(|line| line.strip_prefix(which));
+        let value = line.unwrap().trim_start_matches(':').trim_end_matches("kB");
+        value.trim().parse().unwrap()
+    }
+
+    /// How many file descriptors it has open.
+    pub fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))
+            .unwrap()
+            .count()
+    }
+
+    /// The number that the next one will have.
+    pub fn next_file(&self) -> usize {
+        let is_open = |number: &usize| {
+            let file = format!("/proc/{}/fd/{number}", self.child.id());
+            std::fs::symlink_metadata(file).is_ok()
+        };
+        (0..).find(|number| !is_open(number)).unwrap()
+    }
+
+    /// From now on it gets no file descriptor with this number or above.
+    pub fn limit_files(&self, limit: usize) {
+        let pid = self.child.id().to_string();
+        let limit = format!("--nofile={limit}:");
+        let mut command = Command::new("prlimit");
+        let status = command.args(["--pid", &pid, &limit]).status();
+        assert!(status.expect("prlimit, of util-linux").success());
+    }
+
+    /// The processor time that it has used, whatever else the machine did.
+    pub fn processor_time(&self) -> Duration {
+        let stat = self.proc("stat");
+        // The name, in parentheses, may hold anything. User and system time are the 14th and 15th field, in hundredths.
+        let fields = stat.rsplit_once(") ").unwrap().1.split(' ');
+        let ticks: u64 = fields
+            .skip(11)
+            .take(2)
+            .map(|ticks| ticks.parse::<u64>().unwrap())
+            .sum();
+        Duration::from_millis(ticks * 10)
     }
 }
 

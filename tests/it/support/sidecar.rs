@@ -173,7 +173,18 @@ impl Setup {
     /// The same with these variables.
     pub fn start_process_with(self, environment: &[(&str, &str)]) -> Running {
         let config = self.config_file().display().to_string();
-        let process = Process::start(&["--config", &config], environment);
+        self.running(Process::start(&["--config", &config], environment))
+    }
+
+    /// The real program with no more than so many file descriptors; waits until it is ready.
+    pub fn start_process_with_files(self, files: usize) -> Running {
+        let config = self.config_file().display().to_string();
+        let running = self.running(Process::start_with_files(files, &["--config", &config]));
+        running.wait_until_ready();
+        running
+    }
+
+    fn running(self, process: Process) -> Running {
         Running {
             ports: process.ports(),
             process,

@@ -194,7 +194,6 @@ fn claims_that_nobody_verified_do_not_arrive() {
         ("D-22", "X-Real-IP: 127.0.0.1"),
         ("D-22", "X-Original-URL: /admin"),
         ("D-22", "X-Rewrite-URL: /admin"),
-        ("D-22", "X-HTTP-Method-Override: DELETE"),
         ("D-24", "X_Forwarded_For: 127.0.0.1"),
         ("D-24", "Content_Length: 5"),
         ("D-24", "Transfer_Encoding: chunked"),
