@@ -60,9 +60,17 @@ impl Client {
 
     /// The next response, even if its body breaks off.
     pub fn receive_what_comes(&mut self) -> Response {
-        let head = self.receive_head();
+        let response = self.try_receive().expect("a response");
+        response.expect("a response, not the end of the connection")
+    }
+
+    /// The same where the sidecar may close instead, in the orderly way (`None`) or not.
+    pub fn try_receive(&mut self) -> io::Result<Option<Response>> {
+        let Some(head) = self.try_receive_head()? else {
+            return Ok(None);
+        };
         let body = self.receive_body(&head);
-        Response { body, ..head }
+        Ok(Some(Response { body, ..head }))
     }
 
     /// The body after a head that answers anything but HEAD.
@@ -81,14 +89,19 @@ impl Client {
 
     /// The next head, with nothing after it.
     pub fn receive_head(&mut self) -> Response {
-        let head = read_head(&mut self.0).expect("a response");
-        Response {
-            head: head.expect("a response, not the end of the connection"),
+        let head = self.try_receive_head().expect("a response");
+        head.expect("a response, not the end of the connection")
+    }
+
+    fn try_receive_head(&mut self) -> io::Result<Option<Response>> {
+        let head = read_head(&mut self.0)?;
+        Ok(head.map(|head| Response {
+            head,
             body: Body {
                 complete: true,
                 ..Body::default()
             },
-        }
+        }))
     }
 
     /// Reads exactly so many bytes.

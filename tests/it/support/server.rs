@@ -275,6 +275,11 @@ impl Exchange<'_> {
         lock(&self.shared.requests)[self.number].body.complete = true;
     }
 
+    /// What carries the connection, for scripts that maltreat it by themselves.
+    pub fn socket(&self) -> &TcpStream {
+        self.socket
+    }
+
     /// Sends `bytes` at once.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         self.wire.get_mut().write_all(bytes.as_ref())?;
