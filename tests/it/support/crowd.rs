@@ -67,8 +67,8 @@ impl Crowd {
     }
 
     /// Waits until every connection has ended, without an answer.
-    pub fn is_closed(self) -> bool {
-        self.0.into_iter().all(|mut member| {
+    pub fn is_closed(&self) -> bool {
+        self.0.iter().all(|mut member| {
             member.set_nonblocking(false).unwrap();
             member.set_read_timeout(Some(PATIENCE)).unwrap();
             match member.read(&mut [0]) {

@@ -57,7 +57,7 @@ fn refused(rows: &'static str, sent: impl Into<Vec<u8>>) -> Entry {
 
 impl Entry {
     /// It answers HEAD.
-    fn to_head(mut self) -> Self {
+    fn for_head(mut self) -> Self {
         self.method = "HEAD";
         self
     }
@@ -294,15 +294,15 @@ fn bodies_pass_with_a_framing_made_anew() {
             ok("Content-Length: 12345", ""),
             got("content-length: 12345\n", ""),
         )
-        .to_head(),
+        .for_head(),
         passed(
             "A-069",
             ok("Content-Length: 5", "hello"),
             got("content-length: 5\n", ""),
         )
-        .to_head()
+        .for_head()
         .ended(),
-        passed("A-069", ok("Transfer-Encoding: chunked", ""), got("", "")).to_head(),
+        passed("A-069", ok("Transfer-Encoding: chunked", ""), got("", "")).for_head(),
         passed(
             "A-070",
             format!("{no_content}X: 1\r\n\r\n"),
