@@ -161,6 +161,18 @@ impl ProxyError {
         }
     }
 
+    /// Whether the connection ends with the answer: the next bytes may not be what they seem, or be the rest of a body,
+    /// or be meant for a tunnel (RFC 9112 §9.6 and §11.2).
+    pub fn ends_the_connection(&self) -> bool {
+        matches!(
+            self.code(),
+            Code::BadRequest
+                | Code::UnsupportedTransferCoding
+                | Code::BodyTooLarge
+                | Code::MethodNotAllowed
+        )
+    }
+
     /// The answer: a problem document (RFC 9457) that reflects nothing of the request but the id, and tells nothing of
     /// the upstream, the authorization server or the secret.
     pub fn into_response(self, request_id: &HeaderValue) -> Response<Body> {

@@ -71,9 +71,11 @@ impl Gateway {
                 forwarded.unwrap_or(Err(ProxyError::Panicked))
             }
         };
+        let mut closes = self.drain.phase() >= Phase::Draining;
         let (mut response, error) = match result {
             Ok(response) => (response, None),
             Err(error) => {
+                closes |= error.ends_the_connection();
                 let code = error.code();
                 self.metrics.rejected(code);
                 let cause = error.to_string();
@@ -108,8 +110,8 @@ impl Gateway {
                 return Response::from_parts(head, Body::empty());
             }
         };
-        // HTTP/2 says it with GOAWAY.
-        if self.drain.phase() >= Phase::Draining && version < Version::HTTP_2 {
+        // HTTP/2 says it with GOAWAY, and loses nothing of a connection with one bad request.
+        if closes && version < Version::HTTP_2 {
             head.headers
                 .insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
