@@ -4,7 +4,7 @@ use crate::config::Config;
 
 /// Files that are neither connections of applications nor of upstreams: those to the admin port and the authorization
 /// server, listeners, event queues, the log.
-const OWN_FILES: usize = 64;
+const OWN_FILES: usize = 96;
 
 /// What there may be at once, so that the file descriptors suffice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,10 +51,10 @@ mod tests {
         };
         for (files, connections, in_flight) in [
             (1 << 20, 4096, 1024),
-            (4096 + 1024 + 128 + 64, 4096, 1024),
-            (4096 + 1024 + 128 + 63, 4095, 1024),
-            (1024, 480, 480),
-            (256, 96, 96),
+            (4096 + 1024 + 128 + 96, 4096, 1024),
+            (4096 + 1024 + 128 + 95, 4095, 1024),
+            (1024, 464, 464),
+            (256, 80, 80),
             (10, 1, 1),
         ] {
             let limits = Limits {

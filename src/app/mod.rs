@@ -37,7 +37,7 @@ use announcement::announce_first_token;
 use limits::Limits;
 
 /// Connections to the admin port at a time.
-const ADMIN_CONNECTIONS: usize = 32;
+const ADMIN_CONNECTIONS: usize = 64;
 /// How long the workers have to go after everything was cut.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 

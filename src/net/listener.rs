@@ -1,6 +1,7 @@
 //! Accepts connections until the drain, and sees to it that none is lost by its end.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,12 +11,13 @@ use hyper::{Request, Response};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tracing::warn;
 
 use super::body::Body;
 use super::connection::{Connections, carry};
 use super::drain::{DrainWatch, Phase};
-use super::socket::{Acceptor, ListeningSocket, Peer};
+use super::socket::{Acceptor, HANDSHAKE, ListeningSocket, Peer};
 use super::stream::Stream;
 
 /// Accepts from `socket` and answers every request with `handler`, until `drain` reaches [`Phase::Stopping`] and the
@@ -66,8 +68,13 @@ pub async fn serve<H, F>(
         }
     }
     if acceptor.shut() {
-        while let Some((stream, peer)) = acceptor.accept_waiting().await {
-            admit(&mut tasks, stream, peer);
+        let mut handshakes = pin!(sleep(HANDSHAKE));
+        loop {
+            tokio::select! {
+                biased;
+                Ok((stream, peer)) = acceptor.accept() => admit(&mut tasks, stream, peer),
+                () = &mut handshakes => break,
+            }
         }
     }
     drop(acceptor);
@@ -148,7 +155,7 @@ impl AcceptBackoff {
             return;
         }
         warn!(%error, wait = ?self.0, "cannot accept a connection");
-        tokio::time::sleep(self.0).await;
+        sleep(self.0).await;
         self.0 = (self.0 * 2).min(Self::MAX);
     }
 }

@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use listenfd::ListenFd;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -254,6 +255,31 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
+/// How long a handshake takes that has begun. The peer is on this machine, or near.
+pub(super) const HANDSHAKE: Duration = Duration::from_millis(50);
+
+/// A filter for the packets of a listening socket that drops those that begin a connection and takes all others. The
+/// peer asks again, and is refused in the orderly way when the socket is gone. Elsewhere than on Linux there is a moment
+/// in which a connection can be lost.
+#[cfg(target_os = "linux")]
+const DROP_SYN: [SockFilter; 5] = {
+    /// Codes of linux/bpf_common.h; the packet begins with the TCP header.
+    const LOAD_BYTE: u16 = 0x30;
+    const AND: u16 = 0x54;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    [
+        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS),
+        SockFilter::new(AND, 0, 0, SYN | ACK),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ]
+};
+
 /// A listening socket in the hands of one worker.
 pub(super) struct Acceptor {
     socket: Either<tokio::net::TcpListener, tokio::net::UnixListener>,
@@ -277,17 +303,6 @@ impl Acceptor {
         std::future::poll_fn(|cx| self.poll_accept(cx)).await
     }
 
-    /// A connection that has been waiting already.
-    pub(super) async fn accept_waiting(&self) -> Option<(Stream, Peer)> {
-        std::future::poll_fn(|cx| {
-            Poll::Ready(match self.poll_accept(cx) {
-                Poll::Ready(Ok(accepted)) => Some(accepted),
-                Poll::Ready(Err(_)) | Poll::Pending => None,
-            })
-        })
-        .await
-    }
-
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Stream, Peer)>> {
         match &self.socket {
             Either::Left(socket) => socket.poll_accept(cx).map_ok(|(stream, address)| {
@@ -299,8 +314,9 @@ impl Acceptor {
         }
     }
 
-    /// Takes care that no more connections arrive, so that none is reset by closing the socket once those waiting have
-    /// been accepted. `false` if they are not ours to accept: a successor gets the socket as it is.
+    /// Takes care that no more connections begin, so that none is reset by closing the socket: those that have begun are
+    /// complete within [`HANDSHAKE`], and can be accepted. `false` if they are not ours to accept: a successor gets the
+    /// socket as it is.
     pub(super) fn shut(&self) -> bool {
         match (&self.owner, &self.socket) {
             (Owner::Manager, _) => false,
@@ -315,11 +331,7 @@ impl Acceptor {
             }
             #[cfg(target_os = "linux")]
             (Owner::Us, Either::Left(socket)) => {
-                // BPF "return 0": the kernel drops every packet for the listening socket, so a peer that begins now
-                // asks again and is refused in the orderly way. Elsewhere than on Linux there is a moment in which a
-                // connection can be lost.
-                const DROP_ALL: SockFilter = SockFilter::new(0x06, 0, 0, 0);
-                let _ = SockRef::from(socket).attach_filter(&[DROP_ALL]);
+                let _ = SockRef::from(socket).attach_filter(&DROP_SYN);
                 true
             }
             _ => true,

@@ -251,13 +251,15 @@ fn after_sigkill_the_next_run_serves_on_the_same_ports() {
     assert_eq!(second.get("/").ok(), "ok");
 }
 
-/// E-30: connections that have nothing in flight are not waited for until they time out by themselves.
+/// E-30: connections that have nothing in flight are not waited for until they time out by themselves; those that have
+/// begun a request are.
 #[test]
 fn a_connection_without_a_request_does_not_hold_up_the_drain() {
-    for begun in ["", "GET / HTTP/1.1\r\nHost: loc"] {
+    for (begun, header_timeout) in [("", "1h"), ("GET / HTTP/1.1\r\nHost: loc", "2s")] {
         let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
         let sidecar = Setup::between(&upstream, &auth)
-            .proxy("header_timeout = \"1h\"\ndrain_delay = \"0s\"\ndrain_timeout = \"1h\"")
+            .proxy("drain_delay = \"0s\"\ndrain_timeout = \"1h\"")
+            .proxy(&format!("header_timeout = {header_timeout:?}"))
             .start_process();
         let mut silent = sidecar.client();
         silent.send(begun);
