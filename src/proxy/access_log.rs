@@ -1,5 +1,7 @@
 //! One line for each request that is worth one.
 
+use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use http::header::HeaderValue;
@@ -59,7 +61,7 @@ impl AccessLine {
             target: "access",
             {
                 http.request.method = %self.method,
-                url.path = shown(self.uri.path()),
+                url.path = &*shown(self.uri.path()),
                 http.response.status_code = status.as_u16(),
                 error.type = code,
                 cause,
@@ -73,7 +75,20 @@ impl AccessLine {
     }
 }
 
-/// A path for the log: so much of it as a person reads. It is ASCII but for what `http` lets through as UTF-8.
-fn shown(path: &str) -> &str {
-    &path[..path.floor_char_boundary(1024)]
+/// A path for the log: so much of it as a person reads. What is not ASCII stands there as escapes, as it could have been
+/// sent: it may hold what ends a line, turns it around or speaks to a terminal.
+fn shown(path: &str) -> Cow<'_, str> {
+    let path = &path[..path.floor_char_boundary(1024)];
+    if path.is_ascii() {
+        return path.into();
+    }
+    let mut escaped = String::with_capacity(3 * path.len());
+    for byte in path.bytes() {
+        if byte.is_ascii() {
+            escaped.push(char::from(byte));
+        } else {
+            let _ = write!(escaped, "%{byte:02X}");
+        }
+    }
+    escaped.into()
 }

@@ -67,5 +67,8 @@ mod commands;
 // What operators and the orchestrator see: probes and metrics.
 mod admin;
 
+// The log: what it says of requests, and that no request waits for it.
+mod logging;
+
 // The canary: no form of the secret or of a token is anywhere to be seen.
 mod secrecy;

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -15,6 +16,16 @@ pub struct Process {
     child: Child,
     stdout: Captured,
     stderr: Captured,
+    reader: Arc<AtomicU8>,
+}
+
+/// What is done with what it logs. There is one reader for each output; it looks after each line.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq)]
+enum Reader {
+    Reads,
+    Holds,
+    Leaves,
 }
 
 type Captured = Arc<Mutex<String>>;
@@ -71,10 +82,12 @@ impl Process {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
+        let reader = Arc::new(AtomicU8::new(Reader::Reads as u8));
         Self {
-            stdout: capture(child.stdout.take().unwrap()),
-            stderr: capture(child.stderr.take().unwrap()),
+            stdout: capture(child.stdout.take().unwrap(), Arc::default()),
+            stderr: capture(child.stderr.take().unwrap(), reader.clone()),
             child,
+            reader,
         }
     }
 
@@ -115,6 +128,21 @@ impl Process {
         let pid = self.child.id().to_string();
         let status = Command::new("kill").args(["-s", name, &pid]).status();
         assert!(status.unwrap().success());
+    }
+
+    /// Reads no more of its log after the next line, and leaves the pipe open.
+    pub fn block_log(&self) {
+        self.reader.store(Reader::Holds as u8, Ordering::SeqCst);
+    }
+
+    /// Reads on.
+    pub fn unblock_log(&self) {
+        self.reader.store(Reader::Reads as u8, Ordering::SeqCst);
+    }
+
+    /// Closes the pipe of its log after the next line.
+    pub fn close_log(&self) {
+        self.reader.store(Reader::Leaves as u8, Ordering::SeqCst);
     }
 
     /// What it has logged so far.
@@ -178,6 +206,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        self.unblock_log();
     }
 }
 
@@ -188,7 +217,7 @@ fn text(captured: &Captured) -> String {
         .clone()
 }
 
-fn capture(stream: impl Read + Send + 'static) -> Captured {
+fn capture(stream: impl Read + Send + 'static, reader: Arc<AtomicU8>) -> Captured {
     let captured = Captured::default();
     let shared = captured.clone();
     thread::spawn(move || {
@@ -200,7 +229,15 @@ fn capture(stream: impl Read + Send + 'static) -> Captured {
         {
             let mut text = shared.lock().unwrap_or_else(PoisonError::into_inner);
             text.push_str(&String::from_utf8_lossy(&line));
+            drop(text);
             line.clear();
+            let is = |state: Reader| reader.load(Ordering::SeqCst) == state as u8;
+            while is(Reader::Holds) {
+                thread::sleep(Duration::from_millis(10));
+            }
+            if is(Reader::Leaves) {
+                return;
+            }
         }
     });
     captured
