@@ -254,3 +254,37 @@ fn the_map_is_complete() {
         );
     }
 }
+
+/// H-29: versions of which a proxy needs the mends, and which nothing may lower again.
+const NEEDED: [(&str, [u32; 3]); 4] = [
+    ("hyper", [1, 12, 0]),
+    ("hyper-util", [0, 1, 21]),
+    ("h2", [0, 4, 18]),
+    ("httparse", [1, 10, 0]),
+];
+
+/// H-29
+#[test]
+fn what_stands_on_the_wire_is_new_enough() {
+    let lock = include_str!("../Cargo.lock");
+    for (name, needed) in NEEDED {
+        let mut versions = lock
+            .split("[[package]]")
+            .filter(|package| package.contains(&format!("\nname = \"{name}\"\n")))
+            .map(|package| {
+                let (_, rest) = package.split_once("\nversion = \"").unwrap();
+                let (version, _) = rest.split_once('"').unwrap();
+                let parts: Vec<u32> = version
+                    .split('.')
+                    .map(|part| part.parse().unwrap())
+                    .collect();
+                [parts[0], parts[1], parts[2]]
+            })
+            .peekable();
+        assert!(versions.peek().is_some(), "{name} is not in Cargo.lock");
+        assert!(
+            versions.all(|version| version >= needed),
+            "{name} below {needed:?}"
+        );
+    }
+}

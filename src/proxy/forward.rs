@@ -387,3 +387,22 @@ async fn catch_panic<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
     })
     .await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Code;
+
+    /// H-19
+    #[tokio::test]
+    async fn a_panic_is_an_answer() {
+        let panics = pin!(async { panic!("as in a defect") });
+        assert_eq!(catch_panic::<_>(panics).await, None::<()>);
+        let returns = pin!(async { 1 });
+        assert_eq!(catch_panic(returns).await, Some(1));
+
+        assert_eq!(ProxyError::Panicked.code(), Code::InternalError);
+        let answer = ProxyError::Panicked.into_response(&HeaderValue::from_static("r"));
+        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    }
+}

@@ -69,12 +69,40 @@ fn the_three_probes_ask_three_questions() {
     );
 }
 
+/// D-11, D-12
 #[test]
 fn nothing_else_is_there_and_nothing_is_changed() {
     let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
     let sidecar = Sidecar::between(&upstream, &auth);
-    assert_eq!(sidecar.admin("/debug/pprof").status(), 404);
-    assert_eq!(sidecar.admin("/livez/x").status(), 404);
+    for path in [
+        "/.env",
+        "/actuator/env",
+        "/admin",
+        "/certs",
+        "/config",
+        "/config_dump",
+        "/debug/pprof",
+        "/env",
+        "/heap",
+        "/livez/",
+        "/livez/x",
+        "//livez",
+        "/x/../livez",
+        "/LIVEZ",
+        "/print-config",
+        "/secret",
+        "/shutdown",
+        "/stats",
+        "/token",
+        "/tokens",
+    ] {
+        assert_eq!(sidecar.admin(path).status(), 404, "{path}");
+    }
+    for line in ["GET /quitquitquit", "POST /quitquitquit", "POST /quit"] {
+        let quit = request(line, &["Content-Length: 0"], "");
+        let refusal = Client::connect(sidecar.admin).exchange(quit).status();
+        assert!(matches!(refusal, 404 | 405), "{line}: {refusal}");
+    }
     for line in ["POST /livez", "DELETE /metrics"] {
         let answer =
             Client::connect(sidecar.admin).exchange(request(line, &["Content-Length: 0"], ""));

@@ -48,7 +48,7 @@ fn a_chunked_body_over_the_limit_never_looks_complete() {
     assert!(!upstream.requests()[1].body.complete);
 }
 
-/// the answer is readable although the body was not taken, also for an application that sends it all before it
+/// A-052, H-22: the answer is readable although the body was not taken, also for an application that sends it all before it
 /// reads, and fails when it cannot.
 #[test]
 fn a_refusal_is_readable_after_a_large_upload() {
@@ -198,4 +198,24 @@ fn an_answer_that_nobody_reads_is_given_up() {
     upstream.wait_for_requests(1);
     sidecar.wait_for_metric("http_server_active_requests", 0.0);
     assert!(!client.receive_what_comes().body.complete);
+}
+
+///
+#[test]
+fn the_limit_of_heads_is_the_configured_one() {
+    let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
+    let sidecar = Setup::between(&upstream, &auth)
+        .proxy("max_header_bytes = \"8KiB\"")
+        .start();
+    let of_length = |length: usize| {
+        let fixed = request("GET /", &["X: "], "").len();
+        request(
+            "GET /",
+            &[&format!("X: {}", "x".repeat(length - fixed))],
+            "",
+        )
+    };
+    assert_eq!(sidecar.send(of_length(8 * 1024)).ok(), "ok");
+    assert_eq!(sidecar.send(of_length(8 * 1024 + 1)).status(), 431);
+    assert_eq!(upstream.requests().len(), 1);
 }

@@ -249,3 +249,40 @@ fn a_rotated_secret_is_used_at_the_next_renewal() {
     });
     assert_eq!(sidecar.get("/").ok(), "ok");
 }
+
+/// E-38, C-62: the process stands still for longer than its token lives, as under a debugger or in a paused container.
+#[test]
+fn a_pause_costs_what_was_in_flight_and_sends_nothing_expired() {
+    const LIFETIME: Duration = Duration::from_secs(2);
+    let auth = AuthorizationServer::issuing_for(LIFETIME.as_secs_f64());
+    let upstream = Upstream::scripted(|exchange| match exchange.head.line.as_str() {
+        "GET /held HTTP/1.1" => exchange.stall(),
+        _ => exchange.send(OK),
+    });
+    let sidecar = Setup::between(&upstream, &auth)
+        .upstream("response_timeout = \"1s\"")
+        .start_process();
+    let mut held = sidecar.client();
+    held.send(request("GET /held", &[], ""));
+    upstream.wait_for_requests(1);
+    sidecar.process.signal("STOP");
+    let (paused, issued) = (Instant::now(), auth.requests().len());
+    let mut next = sidecar.client();
+    next.send(request("GET /next", &[], ""));
+    wait_until("the end of the token", || paused.elapsed() > LIFETIME);
+    let resumed = Instant::now();
+    sidecar.process.signal("CONT");
+    assert_eq!(next.receive().ok(), "ok");
+    held.receive().assert_problem(504, "upstream_timeout");
+    let sent = last_token(&upstream);
+    let number = sent.strip_prefix("Bearer token-").unwrap().parse::<usize>();
+    assert!(
+        number.unwrap() > issued,
+        "{sent} of {issued} before the pause"
+    );
+    let asked = auth.requests().len();
+    assert!(
+        asked <= issued + 2,
+        "{asked} token requests, {issued} before"
+    );
+}
