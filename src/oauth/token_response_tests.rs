@@ -102,7 +102,7 @@ fn a_web_page_is_told_by_its_type_and_size() {
     assert!(error.hint().unwrap().contains("web page"));
 }
 
-/// C-23, C-37, C-39, C-40, C-46: what is unknown is left alone.
+/// C-23, C-37, C-39, C-40, C-46, H-27: what is unknown is left alone.
 #[test]
 fn a_token_response_is_taken_whatever_stands_around_it() {
     let deep = "[".repeat(10_000) + &"]".repeat(10_000);

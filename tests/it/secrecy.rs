@@ -137,7 +137,7 @@ fn nothing_is_shown_while_requests_are_served() {
     seen.holds_no_canary();
 }
 
-/// The HTTP/2 library logs its frames at this level.
+/// H-27: the HTTP/2 library logs its frames at this level.
 #[test]
 fn nothing_is_shown_over_http2() {
     let (upstream, auth) = (H2Upstream::echo(), AuthorizationServer::new());

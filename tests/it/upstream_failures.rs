@@ -47,7 +47,7 @@ fn assert_failing_script_fails(
     assert_fails(|| Upstream::scripted(script), settings, status, code);
 }
 
-/// E-11
+/// E-11, H-18: an answer, not a closed connection.
 #[test]
 fn a_refused_connection_is_an_unreachable_upstream() {
     assert_fails(Upstream::down, "", 502, "upstream_unreachable");

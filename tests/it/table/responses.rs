@@ -255,13 +255,13 @@ fn an_answer_that_breaks_off_never_looks_complete() {
     for then in [Then::Closes, Then::Resets] {
         for (rows, framing, canonical, body) in [
             (
-                "A-065 H-16",
+                "A-065 E-16 H-16",
                 "Content-Length: 100",
                 "content-length: 100\n",
                 half.as_str(),
             ),
             (
-                "A-066",
+                "A-066 E-16",
                 "Transfer-Encoding: chunked",
                 "transfer-encoding: chunked\n",
                 "5\r\nhello\r\n",
