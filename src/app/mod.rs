@@ -183,7 +183,7 @@ impl App {
     ///
     /// # Errors
     /// When a part cannot be built, or a worker ends by itself.
-    pub async fn run(self, mut stops: mpsc::Receiver<Stop>) -> Result<Outcome, RunError> {
+    pub async fn run(mut self, mut stops: mpsc::Receiver<Stop>) -> Result<Outcome, RunError> {
         let (trigger, watch) = drain::channel();
         let connector = Upstream::connector(&self.config.upstream, Some(self.metrics.clone()))?;
         let mut tokens = self
@@ -192,7 +192,11 @@ impl App {
             .start(TokenCache::new(), &self.metrics)?;
         let gateway = Arc::new(self.gateway(tokens.clone(), watch.clone()));
         let connections = self.connections();
-        let mut workers = self.start_workers(&connector, &gateway, &connections, &watch)?;
+        // Given away: a socket that stayed here would listen on when the workers have stopped.
+        let proxies = std::mem::take(&mut self.proxies);
+        let mut workers =
+            self.start_workers(&proxies, &connector, &gateway, &connections, &watch)?;
+        drop(proxies);
         self.announce();
         tokio::spawn(announce_first_token(tokens.clone()));
 
@@ -287,6 +291,7 @@ impl App {
 
     fn start_workers(
         &self,
+        proxies: &[ListeningSocket],
         connector: &Connector,
         gateway: &Arc<Gateway>,
         connections: &Connections,
@@ -294,8 +299,7 @@ impl App {
     ) -> Result<JoinSet<Result<io::Result<()>, oneshot::error::RecvError>>, RunError> {
         let mut workers = JoinSet::new();
         for index in 0..self.config.workers {
-            let sockets = self
-                .proxies
+            let sockets = proxies
                 .iter()
                 .map(ListeningSocket::try_clone)
                 .collect::<io::Result<Vec<_>>>();
