@@ -15,12 +15,13 @@ const METHODS: [&str; 10] = [
 ];
 const OTHER: &str = "_OTHER";
 
-/// Statuses 100 to 599, and one place for each way to have none.
-const STATUSES: usize = 500;
+/// Statuses 100 to 599, one place for those that belong to no class, and one for each way to have none.
+const STATUSES: usize = UNCLASSED + 1;
+const UNCLASSED: usize = 500;
 const RESULTS: usize = STATUSES + SendFault::ALL.len();
 
 /// So many (method, result) pairs of one histogram get a series of their own; later ones fold into the method
-/// `_OTHER` with the first status of their class or with their fault, at most 13 more. An application cannot
+/// `_OTHER` with the first status of their class or with their fault, at most 14 more. An application cannot
 /// grow the registry by inventing methods, nor an upstream by inventing statuses.
 const MAX_PAIRS: usize = 12;
 
@@ -55,7 +56,7 @@ impl RequestDurations {
     }
 
     pub(super) fn observe(&self, method: &Method, status: u16, time: Duration) {
-        let result = usize::from(status.clamp(100, 599)) - 100;
+        let result = usize::from(status).saturating_sub(100).min(UNCLASSED);
         self.observe_pair(method_index(method), result, time);
     }
 
@@ -75,7 +76,7 @@ impl RequestDurations {
         if self.resolved.fetch_add(1, Ordering::Relaxed) < MAX_PAIRS {
             return place.get_or_init(|| self.resolve(method, result));
         }
-        let class = if result < STATUSES {
+        let class = if result < UNCLASSED {
             result / 100 * 100
         } else {
             result
@@ -87,6 +88,7 @@ impl RequestDurations {
     fn resolve(&self, method: usize, result: usize) -> Histogram {
         let method = METHODS.get(method).copied().unwrap_or(OTHER);
         let (status, fault) = match result.checked_sub(STATUSES) {
+            None if result == UNCLASSED => ("other".to_owned(), ""),
             None => ((result + 100).to_string(), ""),
             Some(fault) => (String::new(), SendFault::ALL.map(SendFault::as_str)[fault]),
         };
@@ -125,7 +127,7 @@ mod tests {
             }
         }
         let series = family.collect()[0].get_metric().len();
-        assert!((MAX_PAIRS..=MAX_PAIRS + 13).contains(&series), "{series}");
+        assert!((MAX_PAIRS..=MAX_PAIRS + 14).contains(&series), "{series}");
         let counted: u64 = family.collect()[0]
             .get_metric()
             .iter()
