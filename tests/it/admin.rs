@@ -212,7 +212,7 @@ fn requests_and_tokens_are_counted() {
 fn a_flood_of_inventions_adds_few_series() {
     let auth = AuthorizationServer::new();
     let upstream = Upstream::scripted(|exchange| {
-        let status = 200 + exchange.number % 400;
+        let status = 200 + exchange.number % 800;
         exchange.send(format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n"))
     });
     let sidecar = Sidecar::between(&upstream, &auth);
@@ -232,4 +232,16 @@ fn a_flood_of_inventions_adds_few_series() {
         .iter()
         .find(|line| line.contains("M1") || line.contains("example"));
     assert_eq!(invented, None);
+}
+
+///
+#[test]
+fn what_is_unknown_is_counted_as_other() {
+    let (sidecar, _upstream, _auth) = Sidecar::before("", |exchange| {
+        exchange.send("HTTP/1.1 999 Odd\r\nContent-Length: 0\r\n\r\n")
+    });
+    assert_eq!(sidecar.send(request("FOO /", &[], "")).status(), 999);
+    let labels = "http_request_method=\"_OTHER\",http_response_status_code=\"other\"";
+    let server = format!("http_server_request_duration_seconds_count{{{labels}}}");
+    sidecar.wait_for_metric(&server, 1.0);
 }

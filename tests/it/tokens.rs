@@ -280,9 +280,11 @@ fn a_pause_costs_what_was_in_flight_and_sends_nothing_expired() {
         number.unwrap() > issued,
         "{sent} of {issued} before the pause"
     );
-    let asked = auth.requests().len();
+    // Each second may bring another renewal, if the machine is that slow.
+    let (asked, seconds) = (auth.requests().len(), resumed.elapsed().as_secs());
+    let most = issued as u64 + 2 + seconds;
     assert!(
-        asked <= issued + 2,
+        asked as u64 <= most,
         "{asked} token requests, {issued} before"
     );
 }
