@@ -52,6 +52,9 @@ mod ledger;
 // More of everything than there is room for.
 mod exhaustion;
 
+// What all of it costs in memory.
+mod memory;
+
 // How tokens are asked for, kept, renewed and replaced.
 mod tokens;
 

@@ -45,6 +45,14 @@ impl Client {
         self.0.get_mut().write_all(bytes.as_ref())
     }
 
+    /// Sends so much of `bytes` as the kernel takes without waiting.
+    pub fn try_send_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.get_ref().set_nonblocking(true)?;
+        let sent = self.0.get_mut().write(bytes);
+        self.0.get_ref().set_nonblocking(false)?;
+        sent
+    }
+
     /// Sends nothing more, and still reads.
     pub fn finish(&mut self) {
         // The sidecar may have closed already.
