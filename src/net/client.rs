@@ -36,8 +36,11 @@ const MAX_READ_BUFFER: usize = 64 * 1024;
 const MAX_RESPONSE_FIELDS: usize = 256;
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
-const STREAM_WINDOW: u32 = 1024 * 1024;
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Bytes of one answer that may wait here for its application.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// As many as the requests in flight can add up to. In a smaller window a few answers that nobody reads would hold up all
+/// others on the connection.
+const CONNECTION_WINDOW: u32 = 1 << 30;
 
 impl HttpClient {
     /// A client with empty pools. Its connections run on the tokio runtime that sends the first request.

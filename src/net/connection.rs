@@ -53,9 +53,11 @@ const LAST_CALL: Duration = Duration::from_secs(1);
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Requests that one HTTP/2 connection may have in flight.
 const MAX_STREAMS: u32 = 128;
-/// Bytes that a peer may send ahead of their being forwarded: on one stream, and on a connection.
+/// Bytes that a peer may send on one stream ahead of their being forwarded.
 const STREAM_WINDOW: u32 = 64 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// As many as all streams together: in a smaller window a few uploads that the upstream does not take would hold up all
+/// other requests of the connection.
+const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
 /// Bytes of an answer that wait for the peer, on one stream.
 const MAX_SEND_BUFFER: usize = 64 * 1024;
 

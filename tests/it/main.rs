@@ -49,6 +49,9 @@ mod upstream_failures;
 // The ledger: thousands of payments through an upstream that fails in every way, and none executed twice.
 mod ledger;
 
+// HTTP/2 upstreams that refuse, say goodbye, or are held up.
+mod http2_faults;
+
 // More of everything than there is room for.
 mod exhaustion;
 
