@@ -21,6 +21,7 @@ from pathlib import Path
 from urllib.parse import quote_plus
 
 import certs
+import protocols
 from harness import Bearerd, Django, Failure, expect, free_port, receive, send, wait_until
 
 App = namedtuple("App", "client_id secret secret_file")
@@ -527,6 +528,14 @@ def upstream_tls_unknown_ca(w):
         b.wait_ready()
         answer = b.get()
         expect(answer.status == 502 and answer.code == "upstream_tls_error", f"got {answer}")
+
+
+# --- other protocols ----------------------------------------------------------------------------------------
+
+case("gRPC over HTTP/2 in clear text: messages, metadata, status and cancellation pass")(protocols.grpc_over_h2c)
+case("gRPC, upstream over TLS")(protocols.grpc_over_tls)
+case("gRPC: bearerd's own refusals become the right status")(protocols.grpc_refusals)
+case("WebSocket: messages and closes pass, refused handshakes are ordinary answers")(protocols.websocket)
 
 
 # --- commands and the end -----------------------------------------------------------------------------------
