@@ -201,12 +201,7 @@ impl App {
         tokio::spawn(announce_first_token(tokens.clone()));
 
         let (_admin_trigger, admin_drain) = drain::channel();
-        let health = Health::new(tokens.clone(), watch);
-        let admin = Arc::new(Admin::new(
-            health,
-            self.metrics.clone(),
-            self.dropped_lines.clone(),
-        ));
+        let admin = self.admin(Health::new(tokens.clone(), watch));
         let admin_connections = Connections {
             slots: Arc::new(Semaphore::new(ADMIN_CONNECTIONS)),
             http2: false,
@@ -274,6 +269,11 @@ impl App {
             metrics: self.metrics.clone(),
             drain,
         }
+    }
+
+    fn admin(&self, health: Health) -> Arc<Admin> {
+        let dropped_lines = self.dropped_lines.clone();
+        Arc::new(Admin::new(health, self.metrics.clone(), dropped_lines))
     }
 
     fn connections(&self) -> Connections {
