@@ -170,15 +170,6 @@ impl Process {
             .count()
     }
 
-    /// The number that the next one will have.
-    pub fn next_file(&self) -> usize {
-        let is_open = |number: &usize| {
-            let file = format!("/proc/{}/fd/{number}", self.child.id());
-            std::fs::symlink_metadata(file).is_ok()
-        };
-        (0..).find(|number| !is_open(number)).unwrap()
-    }
-
     /// From now on it gets no file descriptor with this number or above.
     pub fn limit_files(&self, limit: usize) {
         let pid = self.child.id().to_string();
