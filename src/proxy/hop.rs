@@ -201,18 +201,17 @@ pub fn takes_trailers(headers: &HeaderMap, version: Version) -> bool {
             .is_some_and(|te| te.as_bytes() == b"trailers")
 }
 
-/// HTTP/2 may split `Cookie` into many fields, for its compression; nothing else may (RFC 9113 §8.2.3).
+/// HTTP/2 may split `Cookie` into many fields, for its compression; nothing else may (RFC 9113 §8.2.3). Empty ones would
+/// leave a space at an end, which HTTP/2 forbids (RFC 9113 §8.2.1).
 pub fn join_cookies(headers: &mut HeaderMap) {
-    let mut cookies = headers.get_all(header::COOKIE).iter();
-    let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else {
+    let cookies = headers.get_all(header::COOKIE);
+    if cookies.iter().nth(1).is_none() {
         return;
-    };
-    let mut joined = [first.as_bytes(), second.as_bytes()].join(&b"; "[..]);
-    for cookie in cookies {
-        joined.extend_from_slice(b"; ");
-        joined.extend_from_slice(cookie.as_bytes());
     }
-    if let Ok(joined) = HeaderValue::from_maybe_shared(Bytes::from(joined)) {
+    let cookies = cookies.iter().map(HeaderValue::as_bytes);
+    let cookies: Vec<&[u8]> = cookies.filter(|cookie| !cookie.is_empty()).collect();
+    let joined = Bytes::from(cookies.join(&b"; "[..]));
+    if let Ok(joined) = HeaderValue::from_maybe_shared(joined) {
         headers.insert(header::COOKIE, joined);
     }
 }

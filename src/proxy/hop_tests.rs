@@ -130,6 +130,8 @@ fn cookies_become_one() {
     assert!(joined(&[]).is_empty());
     assert_eq!(joined(&[b"a=1; b=2"]), [b"a=1; b=2"]);
     assert_eq!(joined(&[b"a=1", b"b=\xff", b"c=3"]), [b"a=1; b=\xff; c=3"]);
+    assert_eq!(joined(&[b"", b"a=1", b"", b"b=2", b""]), [b"a=1; b=2"]);
+    assert_eq!(joined(&[b"", b""]), [b""]);
 }
 
 ///
