@@ -259,8 +259,9 @@ fn a_pause_costs_what_was_in_flight_and_sends_nothing_expired() {
         "GET /held HTTP/1.1" => exchange.stall(),
         _ => exchange.send(OK),
     });
+    let held_route = "[[route]]\npath = \"/held\"\nresponse_timeout = \"1s\"";
     let sidecar = Setup::between(&upstream, &auth)
-        .upstream("response_timeout = \"1s\"")
+        .tables(&format!("{held_route}\n[[route]]\npath = \"/\""))
         .start_process();
     let mut held = sidecar.client();
     held.send(request("GET /held", &[], ""));
