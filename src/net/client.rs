@@ -1,7 +1,9 @@
 //! The HTTP client: pooled connections of one thread to one kind of server, and why a request got no response.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::header::UPGRADE;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -25,6 +27,13 @@ pub struct PoolConfig {
 /// A client of HTTP/1.1 and HTTP/2 servers. Clones share the pools; each worker thread has its own.
 #[derive(Clone)]
 pub struct HttpClient {
+    connector: Connector,
+    pool: PoolConfig,
+    clients: Arc<ArcSwap<Clients>>,
+}
+
+/// Each has a pool of its own.
+struct Clients {
     any: legacy::Client<Connector, Body>,
     /// For requests that HTTP/2 has no form for.
     http1: legacy::Client<Connector, Body>,
@@ -45,10 +54,19 @@ const CONNECTION_WINDOW: u32 = 1 << 30;
 impl HttpClient {
     /// A client with empty pools. Its connections run on the tokio runtime that sends the first request.
     pub fn new(connector: Connector, pool: PoolConfig) -> Self {
+        let clients = Clients::new(&connector, pool);
         Self {
-            http1: client(connector.http1_only(), pool),
-            any: client(connector, pool),
+            clients: Arc::new(ArcSwap::from_pointee(clients)),
+            connector,
+            pool,
         }
+    }
+
+    /// Uses no connection again that there is now; what is under way on them goes on. hyper tells nobody which connection
+    /// an answer came on, short of paying for it with every request, and one that cannot be trusted is rare.
+    pub fn forget_connections(&self) {
+        let clients = Clients::new(&self.connector, self.pool);
+        self.clients.store(Arc::new(clients));
     }
 
     /// Sends `request` to the authority of its URI and waits for the response head; the deadline is the caller's. One
@@ -57,12 +75,24 @@ impl HttpClient {
     /// # Errors
     /// When there is no response head. The request may have reached the server unless the fault says otherwise.
     pub async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, SendError> {
-        let client = if request.headers().contains_key(UPGRADE) {
-            &self.http1
-        } else {
-            &self.any
+        let response = {
+            let clients = self.clients.load();
+            if request.headers().contains_key(UPGRADE) {
+                clients.http1.request(request)
+            } else {
+                clients.any.request(request)
+            }
         };
-        client.request(request).await.map_err(SendError::from)
+        response.await.map_err(SendError::from)
+    }
+}
+
+impl Clients {
+    fn new(connector: &Connector, pool: PoolConfig) -> Self {
+        Self {
+            any: client(connector.clone(), pool),
+            http1: client(connector.http1_only(), pool),
+        }
     }
 }
 

@@ -174,7 +174,12 @@ impl Gateway {
             .send(client, request, progress.as_deref(), response_timeout)
             .await;
         *upstream_time = sent.elapsed();
-        self.answer(response?, &asked, &token).await
+        let answer = self.answer(response?, &asked, &token).await;
+        if matches!(answer, Err(ProxyError::AmbiguousFraming)) {
+            // Where its answer ended is anybody's guess, and so is what comes next on that connection.
+            client.forget_connections();
+        }
+        answer
     }
 
     /// The way back. A new response too: version, reason phrase and extensions of the upstream's stay behind.
