@@ -210,12 +210,15 @@ impl Place {
 /// A line as it may be shown. Somebody may have put a secret under a name of his own or into a URL, and after a slip of
 /// the hand what stands there may be no setting at all; so what is not plainly harmless is not shown.
 fn masked(line: &str) -> String {
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.\" \t".contains(&byte);
     let Some((key, value)) = line.split_once('=') else {
         // The header of a table, or a piece of something.
-        let is_header = line.trim_start().starts_with('[') && !line.contains(['"', '\'']);
+        let is_header = line.trim_start().starts_with('[')
+            && line
+                .bytes()
+                .all(|byte| (is_name(byte) && byte != b'"') || b"[]".contains(&byte));
         return if is_header { line } else { "***" }.to_owned();
     };
-    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.\" \t".contains(&byte);
     if !key.bytes().all(is_name) || key.matches('"').count() > 2 {
         return "***".to_owned();
     }
