@@ -36,13 +36,14 @@ if ! cargo fuzz build "${options[@]}" >target/logs/build.log 2>&1; then
 fi
 
 export TMPDIR=$PWD/target/tmp
+# The threads of the sidecar never end, which the leak detector takes for leaks.
+export ASAN_OPTIONS=detect_leaks=0
 found=0
 for target in "${targets[@]}"; do
     mkdir -p "$TMPDIR" "corpus/$target"
     log=target/logs/$target.log
     limits=(-max_total_time="$seconds" -timeout=60 -rss_limit_mb=2048 -malloc_limit_mb=512 -max_len=8400)
-    # The threads of the sidecar never end, which the leak detector takes for leaks.
-    arguments=("${limits[@]}" -detect_leaks=0 -print_final_stats=1)
+    arguments=("${limits[@]}" -print_final_stats=1)
     if [ -f "dictionaries/$target" ]; then
         arguments+=(-dict="dictionaries/$target")
     fi
@@ -51,7 +52,7 @@ for target in "${targets[@]}"; do
         result="a FINDING, see $PWD/$log"
         found=1
     fi
-    executions=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+    executions=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log" | tail -n 1)
     coverage=$(sed -n 's/.* cov: \([0-9]*\).*/\1/p' "$log" | tail -n 1)
     printf '%-16s %9s executions, %6s edges covered, found %s\n' \
         "$target" "${executions:-?}" "${coverage:-?}" "$result"

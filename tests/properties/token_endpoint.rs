@@ -56,7 +56,8 @@ fn answer() -> impl Strategy<Value = String> {
 proptest! {
     #![proptest_config(cases(4096))]
 
-    /// C-20…C-40: a token is granted when the answer is good and only then, for as long as it says; and nothing shows it.
+    /// C-21, C-22, C-24, C-27…C-30, C-32…C-37, C-39, C-40: a token is granted when the answer is good and only then, for as
+    /// long as it says; and nothing shows it.
     #[test]
     fn token_responses_are_read_strictly(answer in almost(answer())) {
         invariants::token_response(&answer.0);
