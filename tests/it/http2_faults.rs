@@ -3,8 +3,9 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,9 +15,15 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
 use crate::support::client::request;
+use crate::support::frames::{
+    Asked, CANCEL, ENHANCE_YOUR_CALM, FrameUpstream, HTTP_1_1_REQUIRED, INTERNAL_ERROR, Move,
+    NO_ERROR, REFUSED_STREAM,
+};
 use crate::support::h2_upstream::H2Upstream;
 use crate::support::upstream::OK;
-use crate::support::{AuthorizationServer, Client, Gate, PATIENCE, Setup, Upstream};
+use crate::support::{
+    AuthorizationServer, Client, Gate, PATIENCE, Setup, Sidecar, Upstream, wait_until,
+};
 
 /// E-55 over HTTP/2: those who do not read their answers hold up nobody else on the same connection to the upstream.
 #[test]
@@ -127,4 +134,307 @@ impl http_body::Body for Upload {
         self.sent.fetch_add(length, Ordering::SeqCst);
         Poll::Ready(Some(Ok(Frame::data(Bytes::from(vec![b'x'; length])))))
     }
+}
+
+/// The kinds of requests that differ in how they could be sent again.
+fn kinds() -> [(&'static str, Vec<u8>, Vec<u8>); 5] {
+    let large = vec![b'x'; 64 * 1024];
+    let length = format!("Content-Length: {}", large.len());
+    let chunked = "5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n";
+    [
+        ("GET", request("GET /", &[], ""), Vec::new()),
+        (
+            "an empty POST",
+            request("POST /", &["Content-Length: 0"], ""),
+            Vec::new(),
+        ),
+        (
+            "a POST",
+            request("POST /", &["Content-Length: 5"], "hello"),
+            b"hello".to_vec(),
+        ),
+        (
+            "a chunked POST",
+            request("POST /", &["Transfer-Encoding: chunked"], chunked),
+            b"hello world".to_vec(),
+        ),
+        ("a large POST", request("POST /", &[&length], &large), large),
+    ]
+}
+
+fn before(upstream: &FrameUpstream, auth: &AuthorizationServer) -> Sidecar {
+    Setup::new(&upstream.url(), auth)
+        .trusting(&upstream.authority)
+        .tables("[runtime]\nworkers = 1")
+        .start()
+}
+
+/// Sends each kind of request to an upstream that does `first` with the first stream, when its head has come or when all
+/// of it has, and answers all others. Returns how often the upstream got it, having asserted what the application was told.
+fn assert_first_stream(
+    first: impl Fn(u32) -> Vec<Move> + Clone + Send + Sync + 'static,
+    sent_again: bool,
+) {
+    for (kind, request, body) in kinds() {
+        for at_the_head in [true, false] {
+            let first = first.clone();
+            let upstream = FrameUpstream::scripted(move |asked| {
+                let head = asked.body.is_empty();
+                match asked.number {
+                    0 if at_the_head && head || !at_the_head && asked.whole => first(asked.stream),
+                    0 => Vec::new(),
+                    _ => answer_whole(asked),
+                }
+            });
+            let auth = AuthorizationServer::new();
+            let sidecar = before(&upstream, &auth);
+            let answer = sidecar.send(&request);
+            let requests = upstream.requests();
+            let what = format!(
+                "{kind}, refused at its head: {at_the_head}, {:?}",
+                answer.head
+            );
+            if sent_again {
+                assert_eq!(answer.status(), 200, "{what}");
+                assert!(answer.body.data == body, "{what}");
+                assert_eq!(requests.len(), 2, "{what}");
+                assert!(requests[1].body == body && requests[1].executed, "{what}");
+                assert!(!requests[0].executed);
+            } else {
+                assert_eq!(
+                    answer.problem(),
+                    (502, "upstream_reset".to_owned()),
+                    "{what}"
+                );
+                assert_eq!(requests.len(), 1, "{what}");
+            }
+        }
+    }
+}
+
+fn answer_whole(asked: &Asked) -> Vec<Move> {
+    if asked.whole {
+        vec![Move::Answer]
+    } else {
+        Vec::new()
+    }
+}
+
+/// a refused stream was not looked at, whatever of it has come.
+#[test]
+fn a_refused_stream_is_sent_once_more() {
+    assert_first_stream(|_| vec![Move::Reset(REFUSED_STREAM)], true);
+}
+
+/// a stream above the last that a server names in its GOAWAY was not looked at, whatever the reason for leaving.
+#[test]
+fn a_stream_above_the_last_of_a_goodbye_is_sent_once_more() {
+    for code in [NO_ERROR, INTERNAL_ERROR, ENHANCE_YOUR_CALM] {
+        assert_first_stream(move |_| vec![Move::Goodbye { last: 0, code }], true);
+        assert_first_stream(
+            move |_| vec![Move::Goodbye { last: 0, code }, Move::Close],
+            true,
+        );
+    }
+}
+
+/// with any other code it may have been looked at.
+#[test]
+fn a_stream_that_was_reset_is_never_sent_again() {
+    for code in [
+        NO_ERROR,
+        INTERNAL_ERROR,
+        CANCEL,
+        ENHANCE_YOUR_CALM,
+        HTTP_1_1_REQUIRED,
+    ] {
+        assert_first_stream(move |_| vec![Move::Reset(code)], false);
+    }
+}
+
+/// so it may have been where the goodbye includes it, or where there is none.
+#[test]
+fn a_stream_that_may_have_been_looked_at_is_never_sent_again() {
+    for code in [NO_ERROR, INTERNAL_ERROR] {
+        assert_first_stream(
+            move |last| vec![Move::Goodbye { last, code }, Move::Close],
+            false,
+        );
+    }
+    assert_first_stream(|_| vec![Move::Close], false);
+}
+
+/// twice is enough.
+#[test]
+fn a_request_that_is_refused_twice_is_not_sent_a_third_time() {
+    for goodbye in [false, true] {
+        let upstream = FrameUpstream::scripted(move |asked| match (asked.whole, goodbye) {
+            (false, _) => Vec::new(),
+            (true, false) => vec![Move::Reset(REFUSED_STREAM)],
+            (true, true) => vec![
+                Move::Goodbye {
+                    last: 0,
+                    code: NO_ERROR,
+                },
+                Move::Close,
+            ],
+        });
+        let auth = AuthorizationServer::new();
+        let sidecar = before(&upstream, &auth);
+        for (number, (kind, request, _)) in kinds().into_iter().enumerate() {
+            let answer = sidecar.send(&request);
+            assert_eq!(
+                answer.problem(),
+                (502, "upstream_reset".to_owned()),
+                "{kind}"
+            );
+            assert_eq!(upstream.requests().len(), 2 * (number + 1), "{kind}");
+        }
+    }
+}
+
+/// of a long body not all is kept, so it cannot be sent again.
+#[test]
+fn a_refused_request_of_which_too_much_is_gone_is_not_sent_again() {
+    let upstream = FrameUpstream::scripted(|asked| match asked.number {
+        0 if asked.whole => vec![Move::Reset(REFUSED_STREAM)],
+        0 => Vec::new(),
+        _ => answer_whole(asked),
+    });
+    let auth = AuthorizationServer::new();
+    let sidecar = before(&upstream, &auth);
+    let large = vec![b'x'; 64 * 1024 + 1];
+    let length = format!("Content-Length: {}", large.len());
+    let answer = sidecar.send(request("POST /", &[&length], large));
+    answer.assert_problem(502, "upstream_reset");
+    assert_eq!(upstream.requests().len(), 1);
+    assert_eq!(sidecar.get("/").ok(), "", "the connection was not to blame");
+}
+
+const APPLICATIONS: usize = 8;
+
+/// Lets each application pay so often, each time another payment, and asserts that each was executed once and answered.
+fn pay(sidecar: &Sidecar, upstream: &FrameUpstream, each: usize) {
+    thread::scope(|scope| {
+        for application in 0..APPLICATIONS {
+            scope.spawn(move || {
+                let mut client = sidecar.client();
+                for number in 0..each {
+                    let payment = format!("{application}/{number}");
+                    let length = format!("Content-Length: {}", payment.len());
+                    let answer = client.exchange(request("POST /", &[&length], &payment));
+                    assert_eq!(answer.ok(), payment);
+                }
+            });
+        }
+    });
+    let mut executed: Vec<Vec<u8>> = upstream
+        .requests()
+        .into_iter()
+        .filter(|asked| asked.executed)
+        .map(|asked| asked.body)
+        .collect();
+    let all = executed.len();
+    executed.sort();
+    executed.dedup();
+    assert_eq!(
+        (executed.len(), all),
+        (APPLICATIONS * each, APPLICATIONS * each)
+    );
+}
+
+/// E-29: a server that takes one stream at a time.
+#[test]
+fn requests_wait_for_an_upstream_that_takes_one_stream_at_a_time() {
+    let upstream = FrameUpstream::with_max_streams(1, answer_whole);
+    let auth = AuthorizationServer::new();
+    let sidecar = before(&upstream, &auth);
+    pay(&sidecar, &upstream, 50);
+    let connections = upstream.connections();
+    println!("{connections} connections");
+    assert!(connections <= APPLICATIONS, "{connections} connections");
+}
+
+/// E-29: a server that says goodbye again and again, while others are on their way; it looks at none that is above the
+/// last one, and answers those below.
+#[test]
+fn goodbyes_under_load_cost_nothing() {
+    const LAST: u32 = 2 * 10 + 1;
+    let upstream = FrameUpstream::scripted(|asked| {
+        if !asked.whole || asked.stream > LAST {
+            return Vec::new();
+        }
+        if asked.stream == LAST {
+            let goodbye = Move::Goodbye {
+                last: LAST,
+                code: NO_ERROR,
+            };
+            return vec![goodbye, Move::Answer];
+        }
+        vec![Move::Answer]
+    });
+    let auth = AuthorizationServer::new();
+    let sidecar = before(&upstream, &auth);
+    pay(&sidecar, &upstream, 50);
+    let connections = upstream.connections();
+    println!(
+        "{connections} connections, {} streams",
+        upstream.requests().len()
+    );
+    assert!(connections >= APPLICATIONS * 50 / 11);
+}
+
+/// A-140, H-30: applications that give up again and again do not cost the others their answers, although all of them
+/// share a connection to the upstream.
+#[test]
+fn cancelled_requests_cost_others_nothing() {
+    const WAVES: usize = 40;
+    const WAVE: usize = 50;
+    let upstream = FrameUpstream::scripted(|asked| {
+        if asked.body == b"hang" {
+            return Vec::new();
+        }
+        answer_whole(asked)
+    });
+    let auth = AuthorizationServer::new();
+    let sidecar = before(&upstream, &auth);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut client = sidecar.client();
+                while !over.load(Ordering::SeqCst) {
+                    let answer = client.exchange(request("POST /", &["Content-Length: 2"], "ok"));
+                    assert_eq!(answer.ok(), "ok");
+                }
+            });
+        }
+        let hanging = || {
+            let requests = upstream.requests();
+            requests
+                .iter()
+                .filter(|asked| asked.body == b"hang")
+                .count()
+        };
+        for wave in 1..=WAVES {
+            let clients: Vec<Client> = (0..WAVE)
+                .map(|_| {
+                    let mut client = sidecar.client();
+                    client.send(request("POST /", &["Content-Length: 4"], "hang"));
+                    client
+                })
+                .collect();
+            wait_until("hanging requests", || hanging() == wave * WAVE);
+            drop(clients);
+        }
+        over.store(true, Ordering::SeqCst);
+    });
+    sidecar.wait_for_metric("http_server_active_requests", 0.0);
+    wait_until("the end of each", || {
+        let requests = upstream.requests();
+        requests
+            .iter()
+            .all(|asked| asked.executed || asked.reset == Some(CANCEL))
+    });
+    println!("{} connections", upstream.connections());
 }

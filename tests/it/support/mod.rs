@@ -5,6 +5,7 @@ pub mod authorization_server;
 pub mod certificates;
 pub mod client;
 pub mod crowd;
+pub mod frames;
 pub mod h2_upstream;
 pub mod process;
 pub mod server;
