@@ -125,16 +125,21 @@ pub struct SendError {
     pub fault: SendFault,
     /// The application's body was larger than its limit.
     pub body_too_large: bool,
-    /// The server says that it did nothing about the request (RFC 9113 §8.7): it may be sent again.
+    /// The server says that it did nothing about the request (RFC 9113 §8.7), or there never was a connection of its own
+    /// to send it on: it may be sent again.
     pub unprocessed: bool,
     source: legacy::Error,
 }
 
 impl From<legacy::Error> for SendError {
     fn from(source: legacy::Error) -> Self {
-        let mut fault = SendFault::Reset;
+        let (mut fault, mut unprocessed) = (SendFault::Reset, false);
+        if source.is_connect() {
+            // Unless a cause says more, this is a request that waited for the connection of another, which did not come
+            // about, or was given up with that other.
+            (fault, unprocessed) = (SendFault::Connect, true);
+        }
         let mut body_too_large = false;
-        let mut unprocessed = false;
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&source);
         while let Some(error) = cause {
             if let Some(error) = error.downcast_ref::<ConnectError>() {
@@ -145,6 +150,7 @@ impl From<legacy::Error> for SendError {
                     ConnectError::Tls(_) => SendFault::Tls,
                     ConnectError::Exhausted(_) => SendFault::Exhausted,
                 };
+                unprocessed = false;
                 break;
             }
             if let Some(error) = error.downcast_ref::<BodyError>() {

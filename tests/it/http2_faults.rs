@@ -1,6 +1,7 @@
 //! HTTP/2 upstreams that refuse, say goodbye, or are held up by one of many.
 
 use std::convert::Infallible;
+use std::net::TcpListener;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -437,4 +438,59 @@ fn cancelled_requests_cost_others_nothing() {
             .all(|asked| asked.executed || asked.reset == Some(CANCEL))
     });
     println!("{} connections", upstream.connections());
+}
+
+const VERSIONS: [&str; 2] = ["auto", "2"];
+
+fn ask(sidecar: &Sidecar, number: usize) -> Vec<Client> {
+    let mut clients: Vec<Client> = (0..number).map(|_| sidecar.client()).collect();
+    for client in &mut clients {
+        client.send(request("POST /", &["Content-Length: 2"], "ok"));
+    }
+    clients
+}
+
+/// E-12 over HTTP/2: requests that wait for one connection are told that nothing was sent when it does not come about.
+#[test]
+fn a_connection_that_does_not_come_about_is_no_reset_for_those_who_wait_for_it() {
+    for version in VERSIONS {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("https://{}", silent.local_addr().unwrap());
+        let auth = AuthorizationServer::new();
+        let sidecar = Setup::new(&url, &auth)
+            .upstream(&format!("http = {version:?}\nconnect_timeout = \"300ms\""))
+            .tables("[runtime]\nworkers = 1")
+            .start();
+        for mut client in ask(&sidecar, 10) {
+            let (_, code) = client.receive().problem();
+            let codes = ["upstream_connect_timeout", "upstream_unreachable"];
+            assert!(codes.contains(&code.as_str()), "http = {version}: {code}");
+        }
+    }
+}
+
+/// H-06 for connections: whoever began one may go away; others who wait for it are served.
+#[test]
+fn a_connection_outlives_the_request_that_it_was_made_for() {
+    const OTHERS: usize = 10;
+    for version in VERSIONS {
+        let gate = Gate::default();
+        let upstream = FrameUpstream::held_back(&gate, answer_whole);
+        let auth = AuthorizationServer::new();
+        let sidecar = Setup::new(&upstream.url(), &auth)
+            .trusting(&upstream.authority)
+            .upstream(&format!("http = {version:?}\nconnect_timeout = \"1h\""))
+            .tables("[runtime]\nworkers = 1")
+            .start();
+        let first = ask(&sidecar, 1);
+        wait_until("the first connection", || upstream.connections() == 1);
+        let others = ask(&sidecar, OTHERS);
+        sidecar.wait_for_metric("http_server_active_requests", 1.0 + OTHERS as f64);
+        drop(first);
+        sidecar.wait_for_metric("http_server_active_requests", OTHERS as f64);
+        gate.open();
+        for mut client in others {
+            assert_eq!(client.receive().ok(), "ok", "http = {version}");
+        }
+    }
 }

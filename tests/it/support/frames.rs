@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
+use super::Gate;
 use super::certificates::Authority;
 
 pub const NO_ERROR: u32 = 0x0;
@@ -78,6 +79,7 @@ struct Shared {
     script: Box<Script>,
     tls: Arc<ServerConfig>,
     max_streams: Option<u32>,
+    gate: Option<Gate>,
     requests: Mutex<Vec<Asked>>,
     sockets: Mutex<Vec<TcpStream>>,
     stopped: AtomicBool,
@@ -86,7 +88,15 @@ struct Shared {
 impl FrameUpstream {
     /// Does what `script` says.
     pub fn scripted(script: impl Fn(&Asked) -> Vec<Move> + Send + Sync + 'static) -> Self {
-        Self::start(None, script)
+        Self::start(None, None, script)
+    }
+
+    /// The same, and no handshake is answered until the gate is opened.
+    pub fn held_back(
+        gate: &Gate,
+        script: impl Fn(&Asked) -> Vec<Move> + Send + Sync + 'static,
+    ) -> Self {
+        Self::start(None, Some(gate.clone()), script)
     }
 
     /// The same with no more than so many streams at a time.
@@ -94,11 +104,12 @@ impl FrameUpstream {
         max_streams: u32,
         script: impl Fn(&Asked) -> Vec<Move> + Send + Sync + 'static,
     ) -> Self {
-        Self::start(Some(max_streams), script)
+        Self::start(Some(max_streams), None, script)
     }
 
     fn start(
         max_streams: Option<u32>,
+        gate: Option<Gate>,
         script: impl Fn(&Asked) -> Vec<Move> + Send + Sync + 'static,
     ) -> Self {
         let authority = Authority::new();
@@ -108,6 +119,7 @@ impl FrameUpstream {
             script: Box::new(script),
             tls: authority.server("127.0.0.1", &["h2"]),
             max_streams,
+            gate,
             requests: Mutex::default(),
             sockets: Mutex::default(),
             stopped: AtomicBool::new(false),
@@ -170,6 +182,9 @@ impl Drop for FrameUpstream {
 impl Shared {
     fn carry(&self, stream: &TcpStream, connection: usize) -> io::Result<()> {
         stream.set_nodelay(true)?;
+        if let Some(gate) = &self.gate {
+            gate.wait();
+        }
         let session = ServerConnection::new(self.tls.clone()).map_err(io::Error::other)?;
         let mut wire = StreamOwned::new(session, stream);
         let mut preface = [0; PREFACE.len()];
