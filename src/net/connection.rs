@@ -16,7 +16,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt as _;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, warn};
 
@@ -210,7 +210,8 @@ async fn http2<H, F>(
     );
     let mut draining = drain.clone();
     let mut graceful = false;
-    let mut look_again = Instant::now() + connections.header_timeout;
+    let mut patience = connections.header_timeout;
+    let mut look_again = Instant::now() + patience;
     loop {
         tokio::select! {
             biased;
@@ -220,42 +221,68 @@ async fn http2<H, F>(
                 }
                 return;
             }
-            () = draining.reached(Phase::Draining), if !graceful => {
+            () = time_to_go(&mut draining, &activity), if !graceful => {
                 graceful = true;
                 connection.as_mut().graceful_shutdown();
+                // A peer that does not read would not hear of it.
+                patience = patience.min(LAST_CALL);
+                look_again = Instant::now() + patience;
             }
             () = drain.reached(Phase::Cutting), if graceful => return,
             () = sleep_until(look_again) => {
                 let now = Instant::now();
-                look_again = activity.idle_since().unwrap_or(now) + connections.header_timeout;
+                look_again = activity.idle_since().unwrap_or(now) + patience;
                 if look_again <= now {
                     if graceful {
                         return;
                     }
                     graceful = true;
                     connection.as_mut().graceful_shutdown();
-                    look_again = now + connections.header_timeout;
+                    look_again = now + patience;
                 }
             }
         }
     }
 }
 
+/// Resolves when an HTTP/2 connection is to be given up because of the drain. GOAWAY before the first request would leave
+/// nowhere to go for a peer that connects during the delay, so it comes with that request, as with HTTP/1.1.
+async fn time_to_go(drain: &mut DrainWatch, activity: &Activity) {
+    drain.reached(Phase::Draining).await;
+    tokio::select! {
+        () = activity.begun() => {}
+        () = last_call(drain) => {}
+    }
+}
+
 /// What an HTTP/2 connection has in flight. hyper has no idle timeout for it.
-struct Activity(Arc<Progress>);
+struct Activity {
+    progress: Arc<Progress>,
+    /// Holds a permit from the first request on.
+    begun: Notify,
+}
 
 impl Activity {
     fn new() -> Self {
-        Self(Progress::new())
+        Self {
+            progress: Progress::new(),
+            begun: Notify::new(),
+        }
     }
 
     fn begin(&self) -> Busy {
-        Busy(self.0.clone())
+        self.begun.notify_one();
+        Busy(self.progress.clone())
+    }
+
+    /// Resolves once, when there has been a request.
+    async fn begun(&self) {
+        self.begun.notified().await;
     }
 
     /// The end of the last request, or the beginning; `None` while there is one in flight.
     fn idle_since(&self) -> Option<Instant> {
-        (Arc::strong_count(&self.0) == 1).then(|| self.0.last())
+        (Arc::strong_count(&self.progress) == 1).then(|| self.progress.last())
     }
 }
 
