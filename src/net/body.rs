@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -13,8 +12,10 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 use tracing::warn;
 
+use super::progress::Progress;
 use super::resend::{Attempt, Resendable};
 use super::upload::Upload;
+use super::uptake::Uptake;
 
 /// The body of every message the sidecar sends.
 #[derive(Default)]
@@ -65,6 +66,15 @@ impl Body {
     pub fn holding(mut self, guard: impl Send + 'static) -> Self {
         if let Kind::Relay(relay) = &mut self.0 {
             relay.hold(guard);
+        }
+        self
+    }
+
+    /// Tells `uptake` how it is taken.
+    pub(super) fn watched(mut self, uptake: Arc<Uptake>) -> Self {
+        uptake.given();
+        if let Kind::Relay(relay) = &mut self.0 {
+            relay.uptake = Some(uptake);
         }
         self
     }
@@ -145,6 +155,7 @@ pub struct Relay {
     limit: Option<u64>,
     passed: u64,
     progress: Option<Arc<Progress>>,
+    uptake: Option<Arc<Uptake>>,
     trailers: Option<TrailerFilter>,
     /// Dropped with the body: whatever must last until its last byte.
     held: Option<Box<dyn Send>>,
@@ -169,6 +180,7 @@ impl Relay {
             limit: None,
             passed: 0,
             progress: None,
+            uptake: None,
             trailers: None,
             held: None,
         }
@@ -288,7 +300,16 @@ impl http_body::Body for Body {
                 self.0 = Kind::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Kind::Relay(relay) => relay.poll_piece(cx),
+            Kind::Relay(relay) => {
+                if let Some(uptake) = &relay.uptake {
+                    uptake.asked();
+                }
+                let piece = ready!(relay.poll_piece(cx));
+                if let Some(uptake) = &relay.uptake {
+                    uptake.given();
+                }
+                Poll::Ready(piece)
+            }
             Kind::Attempt(attempt) => attempt.poll_piece(cx),
         }
     }
@@ -342,33 +363,6 @@ impl IdleTimer {
             self.armed = true;
         }
         sleep.as_mut().poll(cx)
-    }
-}
-
-/// When a body last moved; shared between the body and whoever waits for what comes after it.
-pub struct Progress {
-    origin: Instant,
-    last_millis: AtomicU64,
-}
-
-impl Progress {
-    /// Begins now.
-    pub fn new() -> Arc<Self> {
-        Arc::new(Self {
-            origin: Instant::now(),
-            last_millis: AtomicU64::new(0),
-        })
-    }
-
-    /// Something moved now.
-    pub(super) fn touch(&self) {
-        let millis = u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_millis.store(millis, Ordering::Relaxed);
-    }
-
-    /// The moment of the last bytes, or of the beginning.
-    pub fn last(&self) -> Instant {
-        self.origin + Duration::from_millis(self.last_millis.load(Ordering::Relaxed))
     }
 }
 
@@ -426,17 +420,5 @@ mod tests {
         }
         poll_fn(|cx| timer.poll_elapsed(cx)).await;
         assert_eq!(started.elapsed(), TIMEOUT);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn progress_tells_when_a_body_last_moved() {
-        let begun = Instant::now();
-        let progress = Progress::new();
-        sleep(Duration::from_secs(7)).await;
-        assert_eq!(progress.last(), begun, "not yet");
-        progress.touch();
-        let moved = Instant::now();
-        sleep(Duration::from_secs(7)).await;
-        assert_eq!(progress.last(), moved);
     }
 }

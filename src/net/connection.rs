@@ -14,18 +14,20 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, warn};
 
-use super::body::{Body, Chain, Progress};
+use super::body::{Body, Chain};
 use super::drain::{DrainWatch, Phase};
 use super::listener::Refusal;
+use super::progress::Progress;
 use super::socket::Peer;
 use super::stream::Stream;
 use super::tunnel::Tunnel;
+use super::uptake::Streams;
 use crate::metrics::Metrics;
 
 /// What holds for every connection of a listener.
@@ -190,16 +192,17 @@ async fn http2<H, F>(
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let activity = Activity::new();
+    let streams = Streams::new(connections.unread_timeout);
     let service = service_fn(|request| {
-        let busy = activity.begin();
+        let (busy, uptake) = (activity.begin(), streams.begin());
         let answer = handler(request, peer);
         async move {
             let answer = answer.await;
-            Ok::<_, Infallible>(answer.map(|body| body.holding(busy)))
+            Ok::<_, Infallible>(answer.map(|body| body.holding(busy).watched(uptake)))
         }
     });
     let mut connection = pin!(
-        http2::Builder::new(TokioExecutor::new())
+        http2::Builder::new(streams.clone())
             .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_STREAMS)
             .initial_stream_window_size(STREAM_WINDOW)

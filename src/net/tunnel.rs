@@ -11,7 +11,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, sp
 use tokio::time::{timeout, timeout_at};
 use tracing::debug;
 
-use super::body::{Chain, Progress};
+use super::body::Chain;
+use super::progress::Progress;
 
 /// The upstream's half of an upgraded connection. It travels in the extensions of the answer 101 to the connection that
 /// the answer goes out on, which splices the two.

@@ -14,9 +14,10 @@ use tracing::debug;
 
 use super::error::ProxyError;
 use crate::metrics::{Metrics, SendFault, UpstreamMetrics};
-use crate::net::body::{Again, Body, Progress};
+use crate::net::body::{Again, Body};
 use crate::net::client::{HttpClient, PoolConfig};
 use crate::net::connect::Connector;
+use crate::net::progress::Progress;
 use crate::net::tls::{ClientTls, HttpVersions, TlsError};
 
 /// An upstream as configured.
