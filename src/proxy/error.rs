@@ -73,6 +73,8 @@ pub enum BadRequest {
     Connection,
     #[error("a Connection field that names Idempotency-Key")]
     ConnectionNamesKey,
+    #[error("a field value that begins or ends with white space")]
+    OuterWhitespace,
 }
 
 /// A request of somebody who may not use the credential.
@@ -216,6 +218,7 @@ impl BadRequest {
             Self::ConnectionNamesKey => {
                 "A field named in Connection goes no further; without its key the request could be paid twice."
             }
+            Self::OuterWhitespace => "Send field values without white space around them.",
         }
     }
 }

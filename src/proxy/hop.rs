@@ -130,6 +130,19 @@ fn is_zero(length: &HeaderValue) -> bool {
     !length.is_empty() && length.as_bytes().iter().all(|digit| *digit == b'0')
 }
 
+/// In HTTP/2 white space around a value is malformed (RFC 9113 §8.2.1), and hyper lets it pass. In HTTP/1.1 it is no part
+/// of the value, and is gone.
+///
+/// # Errors
+/// Where there is any.
+pub fn refuse_outer_whitespace(headers: &HeaderMap) -> Result<(), ProxyError> {
+    let is_padded = |value: &HeaderValue| value.as_bytes().trim_ascii().len() < value.len();
+    if headers.values().any(is_padded) {
+        return Err(ProxyError::BadRequest(BadRequest::OuterWhitespace));
+    }
+    Ok(())
+}
+
 /// Removes from a request what must not reach the upstream: everything that any `Connection` line names, the
 /// connection-specific fields, credentials and claims that are not ours, and names with `_`, which some servers read
 /// as `-`.
