@@ -25,6 +25,12 @@ mod table;
 // What reaches the upstream, as stories.
 mod forwarding;
 
+// WebSockets, where a route allows them.
+mod upgrade;
+
+// What becomes of a connection then.
+mod tunnels;
+
 // What comes back from it, as stories.
 mod answers;
 
@@ -78,3 +84,18 @@ mod logging;
 
 // The canary: no form of the secret or of a token is anywhere to be seen.
 mod secrecy;
+
+// HTTP/2 from the application: its requests and their answers.
+mod http2;
+
+// The same, frame by frame.
+mod http2_frames;
+
+// Its limits and deadlines, and what floods come to.
+mod http2_limits;
+
+// Many streams on one connection, to its end.
+mod http2_streams;
+
+// What comes after a body.
+mod http2_trailers;

@@ -5,6 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::Value;
+use socket2::SockRef;
 
 use super::PATIENCE;
 use super::wire::{Body, Framing, Head, read_body, read_head};
@@ -160,8 +161,26 @@ impl Client {
     }
 
     /// Reads bytes as they come.
-    pub fn reader(&mut self) -> &mut impl Read {
+    pub fn reader(&mut self) -> &mut (impl BufRead + use<>) {
         &mut self.0
+    }
+
+    /// Reads whatever comes until the end, which must be orderly.
+    pub fn receive_rest(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        self.0.read_to_end(&mut rest).expect("an orderly end");
+        rest
+    }
+
+    /// Ends the connection with a TCP reset.
+    pub fn reset(self) {
+        let socket = SockRef::from(self.0.get_ref());
+        socket.set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
+    /// To write while another thread reads.
+    pub fn writer(&self) -> TcpStream {
+        self.0.get_ref().try_clone().unwrap()
     }
 
     /// Writes bytes as they are made.
@@ -181,8 +200,11 @@ impl Response {
     /// The status code.
     pub fn status(&self) -> u16 {
         let (version, rest) = self.head.line.split_once(' ').expect("a status line");
-        // hyper answers an HTTP/1.0 client in its own version.
-        assert!(matches!(version, "HTTP/1.1" | "HTTP/1.0"), "{version}");
+        // hyper answers an HTTP/1.0 client in its own version. HTTP/2 has no status line; `H2Client` makes one up.
+        assert!(
+            matches!(version, "HTTP/1.1" | "HTTP/1.0" | "h2"),
+            "{version}"
+        );
         rest[..3].parse().expect("a status code")
     }
 

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use super::authorization_server::{AuthorizationServer, CLIENT_ID, CLIENT_SECRET};
 use super::certificates::Authority;
 use super::client::{Client, Response, request};
+use super::h2_client::H2Client;
 use super::process::Process;
 use super::server::Exchange;
 use super::upstream::Upstream;
@@ -212,6 +213,11 @@ impl Ports {
     /// A connection of the application.
     pub fn client(&self) -> Client {
         Client::connect(self.proxy)
+    }
+
+    /// The same over HTTP/2.
+    pub fn h2_client(&self) -> H2Client {
+        H2Client::connect(self.proxy)
     }
 
     /// Sends `request` on a connection of its own.
