@@ -87,7 +87,8 @@ pub(super) async fn carry<H, F>(
         () = last_call(&mut stopping) => return,
     };
     match speaks_http2 {
-        Ok(Ok(true)) => http2(stream, peer, &connections, drain, handler).await,
+        // Boxed, so that the many connections that are not HTTP/2 have no room for one.
+        Ok(Ok(true)) => Box::pin(http2(stream, peer, &connections, drain, handler)).await,
         Ok(Ok(false)) => http1(stream, peer, &connections, drain, handler).await,
         // It went away, or has nothing to say.
         Ok(Err(_)) | Err(_) => {}

@@ -144,7 +144,7 @@ impl Gateway {
         let (body, framing, progress) = self.request_body(&head, body)?;
 
         // Only end-to-end fields go on.
-        hop::refuse_outer_whitespace(&head.headers)?;
+        hop::refuse_outer_whitespace(&head.headers, head.version)?;
         hop::strip_request(&mut head.headers)?;
         hop::join_cookies(&mut head.headers);
         self.upstream.prepare(&mut head.headers, head.version)?;

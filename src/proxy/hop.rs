@@ -135,9 +135,9 @@ fn is_zero(length: &HeaderValue) -> bool {
 ///
 /// # Errors
 /// Where there is any.
-pub fn refuse_outer_whitespace(headers: &HeaderMap) -> Result<(), ProxyError> {
+pub fn refuse_outer_whitespace(headers: &HeaderMap, version: Version) -> Result<(), ProxyError> {
     let is_padded = |value: &HeaderValue| value.as_bytes().trim_ascii().len() < value.len();
-    if headers.values().any(is_padded) {
+    if version == Version::HTTP_2 && headers.values().any(is_padded) {
         return Err(ProxyError::BadRequest(BadRequest::OuterWhitespace));
     }
     Ok(())
