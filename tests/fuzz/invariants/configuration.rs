@@ -125,7 +125,9 @@ fn is_told(text: &str) -> bool {
             .iter()
             .any(|name| before.contains(name))
             && before.contains('=')
-            && !before.contains("client_secret_file");
+            && !before.contains("client_secret_file")
+            // A choice among words, and a wrong one is told.
+            && !before.trim_start().starts_with("client_auth");
         let is_user_information = before.contains("://") && after.contains('@');
         !names_a_secret && !is_user_information
     })
