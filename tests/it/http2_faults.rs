@@ -16,10 +16,8 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
 use crate::support::client::request;
-use crate::support::frames::{
-    Asked, CANCEL, ENHANCE_YOUR_CALM, FrameUpstream, HTTP_1_1_REQUIRED, INTERNAL_ERROR, Move,
-    NO_ERROR, REFUSED_STREAM,
-};
+use crate::support::h2_frame_upstream::{Asked, FrameUpstream, Move};
+use crate::support::h2_frames::ErrorCode;
 use crate::support::h2_upstream::H2Upstream;
 use crate::support::upstream::OK;
 use crate::support::{
@@ -224,13 +222,17 @@ fn answer_whole(asked: &Asked) -> Vec<Move> {
 /// a refused stream was not looked at, whatever of it has come.
 #[test]
 fn a_refused_stream_is_sent_once_more() {
-    assert_first_stream(|_| vec![Move::Reset(REFUSED_STREAM)], true);
+    assert_first_stream(|_| vec![Move::Reset(ErrorCode::RefusedStream)], true);
 }
 
 /// a stream above the last that a server names in its GOAWAY was not looked at, whatever the reason for leaving.
 #[test]
 fn a_stream_above_the_last_of_a_goodbye_is_sent_once_more() {
-    for code in [NO_ERROR, INTERNAL_ERROR, ENHANCE_YOUR_CALM] {
+    for code in [
+        ErrorCode::NoError,
+        ErrorCode::InternalError,
+        ErrorCode::EnhanceYourCalm,
+    ] {
         assert_first_stream(move |_| vec![Move::Goodbye { last: 0, code }], true);
         assert_first_stream(
             move |_| vec![Move::Goodbye { last: 0, code }, Move::Close],
@@ -243,11 +245,11 @@ fn a_stream_above_the_last_of_a_goodbye_is_sent_once_more() {
 #[test]
 fn a_stream_that_was_reset_is_never_sent_again() {
     for code in [
-        NO_ERROR,
-        INTERNAL_ERROR,
-        CANCEL,
-        ENHANCE_YOUR_CALM,
-        HTTP_1_1_REQUIRED,
+        ErrorCode::NoError,
+        ErrorCode::InternalError,
+        ErrorCode::Cancel,
+        ErrorCode::EnhanceYourCalm,
+        ErrorCode::Http11Required,
     ] {
         assert_first_stream(move |_| vec![Move::Reset(code)], false);
     }
@@ -256,7 +258,7 @@ fn a_stream_that_was_reset_is_never_sent_again() {
 /// so it may have been where the goodbye includes it, or where there is none.
 #[test]
 fn a_stream_that_may_have_been_looked_at_is_never_sent_again() {
-    for code in [NO_ERROR, INTERNAL_ERROR] {
+    for code in [ErrorCode::NoError, ErrorCode::InternalError] {
         assert_first_stream(
             move |last| vec![Move::Goodbye { last, code }, Move::Close],
             false,
@@ -271,11 +273,11 @@ fn a_request_that_is_refused_twice_is_not_sent_a_third_time() {
     for goodbye in [false, true] {
         let upstream = FrameUpstream::scripted(move |asked| match (asked.whole, goodbye) {
             (false, _) => Vec::new(),
-            (true, false) => vec![Move::Reset(REFUSED_STREAM)],
+            (true, false) => vec![Move::Reset(ErrorCode::RefusedStream)],
             (true, true) => vec![
                 Move::Goodbye {
                     last: 0,
-                    code: NO_ERROR,
+                    code: ErrorCode::NoError,
                 },
                 Move::Close,
             ],
@@ -298,7 +300,7 @@ fn a_request_that_is_refused_twice_is_not_sent_a_third_time() {
 #[test]
 fn a_refused_request_of_which_too_much_is_gone_is_not_sent_again() {
     let upstream = FrameUpstream::scripted(|asked| match asked.number {
-        0 if asked.whole => vec![Move::Reset(REFUSED_STREAM)],
+        0 if asked.whole => vec![Move::Reset(ErrorCode::RefusedStream)],
         0 => Vec::new(),
         _ => answer_whole(asked),
     });
@@ -368,7 +370,7 @@ fn goodbyes_under_load_cost_nothing() {
         if asked.stream == LAST {
             let goodbye = Move::Goodbye {
                 last: LAST,
-                code: NO_ERROR,
+                code: ErrorCode::NoError,
             };
             return vec![goodbye, Move::Answer];
         }
@@ -435,7 +437,7 @@ fn cancelled_requests_cost_others_nothing() {
         let requests = upstream.requests();
         requests
             .iter()
-            .all(|asked| asked.executed || asked.reset == Some(CANCEL))
+            .all(|asked| asked.executed || asked.reset == Some(ErrorCode::Cancel))
     });
     println!("{} connections", upstream.connections());
 }

@@ -138,6 +138,11 @@ impl Frame {
         Self::new(RST_STREAM, 0, stream, (code as u32).to_be_bytes())
     }
 
+    pub fn goaway(last_stream: u32, code: ErrorCode) -> Self {
+        let payload = [last_stream.to_be_bytes(), (code as u32).to_be_bytes()].concat();
+        Self::new(GOAWAY, 0, 0, payload)
+    }
+
     pub fn window_update(stream: u32, increment: u32) -> Self {
         Self::new(WINDOW_UPDATE, 0, stream, increment.to_be_bytes())
     }

@@ -1,7 +1,7 @@
 //! An upstream that speaks HTTP/2 behind TLS frame by frame, so that it can refuse, reset and say goodbye at any moment.
 //! It knows requests by their order and their bodies; it does not decode their fields.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,28 +11,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use super::Gate;
 use super::certificates::Authority;
-
-pub const NO_ERROR: u32 = 0x0;
-pub const INTERNAL_ERROR: u32 = 0x2;
-pub const REFUSED_STREAM: u32 = 0x7;
-pub const CANCEL: u32 = 0x8;
-pub const ENHANCE_YOUR_CALM: u32 = 0xb;
-pub const HTTP_1_1_REQUIRED: u32 = 0xd;
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const MAX_FRAME: usize = 16 * 1024;
-const MAX_CONCURRENT_STREAMS: u16 = 0x3;
-const END_STREAM: u8 = 0x1;
-const ACK: u8 = 0x1;
-const END_HEADERS: u8 = 0x4;
-
-const DATA: u8 = 0x0;
-const HEADERS: u8 = 0x1;
-const RST_STREAM: u8 = 0x3;
-const SETTINGS: u8 = 0x4;
-const PING: u8 = 0x6;
-const GOAWAY: u8 = 0x7;
-const WINDOW_UPDATE: u8 = 0x8;
+use super::h2_frames::*;
 
 /// A request, as far as it has come.
 #[derive(Clone, Debug)]
@@ -48,7 +27,7 @@ pub struct Asked {
     /// Whether it was answered, so that money moved.
     pub executed: bool,
     /// The code with which the sidecar reset it.
-    pub reset: Option<u32>,
+    pub reset: Option<ErrorCode>,
 }
 
 /// What the upstream does.
@@ -57,9 +36,9 @@ pub enum Move {
     /// Answers 200 with the body of the request.
     Answer,
     /// Resets the stream with this code.
-    Reset(u32),
+    Reset(ErrorCode),
     /// Sends GOAWAY: this is the last stream that it has looked at or will, and this is why.
-    Goodbye { last: u32, code: u32 },
+    Goodbye { last: u32, code: ErrorCode },
     /// Sends nothing more, and reads to the end. With bytes unread a close is a reset, which can overtake a goodbye.
     Close,
 }
@@ -186,41 +165,38 @@ impl Shared {
             gate.wait();
         }
         let session = ServerConnection::new(self.tls.clone()).map_err(io::Error::other)?;
-        let mut wire = StreamOwned::new(session, stream);
+        let mut wire = BufReader::new(StreamOwned::new(session, stream));
         let mut preface = [0; PREFACE.len()];
         wire.read_exact(&mut preface)?;
-        assert_eq!(preface, PREFACE);
-        let mut settings = Vec::new();
-        if let Some(max_streams) = self.max_streams {
-            settings.extend_from_slice(&MAX_CONCURRENT_STREAMS.to_be_bytes());
-            settings.extend_from_slice(&max_streams.to_be_bytes());
-        }
-        wire.write_all(&frame(SETTINGS, 0, 0, &settings))?;
-        loop {
-            let (kind, flags, stream, payload) = read_frame(&mut wire)?;
-            match kind {
-                SETTINGS if flags & ACK == 0 => wire.write_all(&frame(SETTINGS, ACK, 0, &[]))?,
-                PING if flags & ACK == 0 => wire.write_all(&frame(PING, ACK, 0, &payload))?,
+        assert_eq!(preface, *PREFACE);
+        let max_streams = self.max_streams.map(|max| (MAX_CONCURRENT_STREAMS, max));
+        send(&mut wire, &Frame::settings(max_streams.as_slice()))?;
+        while let Some(frame) = read_frame(&mut wire)? {
+            let stream = frame.stream;
+            match frame.kind {
+                SETTINGS if !frame.has(ACK) => send(&mut wire, &Frame::new(SETTINGS, ACK, 0, ""))?,
+                PING if !frame.has(ACK) => {
+                    send(&mut wire, &Frame::new(PING, ACK, 0, &frame.payload))?;
+                }
                 HEADERS => {
                     self.begin(connection, stream);
-                    self.go_on(&mut wire, connection, stream, &[], flags)?;
+                    self.go_on(&mut wire, connection, &frame, &[])?;
                 }
                 DATA => {
-                    if let Some(length) = u32::try_from(payload.len()).ok().filter(|n| *n > 0) {
-                        for window in [0, stream] {
-                            let more = frame(WINDOW_UPDATE, 0, window, &length.to_be_bytes());
-                            wire.write_all(&more)?;
-                        }
+                    let length = u32::try_from(frame.payload.len()).unwrap();
+                    for window in [0, stream].into_iter().filter(|_| length > 0) {
+                        send(&mut wire, &Frame::window_update(window, length))?;
                     }
-                    self.go_on(&mut wire, connection, stream, &payload, flags)?;
+                    self.go_on(&mut wire, connection, &frame, &frame.payload)?;
                 }
                 RST_STREAM => {
-                    let code = payload.try_into().map(u32::from_be_bytes).ok();
-                    self.with(connection, stream, |asked| asked.reset = code);
+                    let code = ErrorCode::read(&frame.payload);
+                    self.with(connection, stream, |asked| asked.reset = Some(code));
                 }
                 _ => {}
             }
         }
+        Ok(())
     }
 
     fn begin(&self, connection: usize, stream: u32) {
@@ -254,31 +230,29 @@ impl Shared {
 
     fn go_on(
         &self,
-        wire: &mut StreamOwned<ServerConnection, &TcpStream>,
+        wire: &mut Wire<'_>,
         connection: usize,
-        stream: u32,
-        payload: &[u8],
-        flags: u8,
+        frame: &Frame,
+        piece: &[u8],
     ) -> io::Result<()> {
+        let stream = frame.stream;
         let asked = self.with(connection, stream, |asked| {
-            asked.body.extend_from_slice(payload);
-            asked.whole = flags & END_STREAM != 0;
+            asked.body.extend_from_slice(piece);
+            asked.whole = frame.has(END_STREAM);
         });
         let asked = asked.expect("a body follows its head");
         for next in (self.script)(&asked) {
             match next {
                 Move::Answer => {
                     self.with(connection, stream, |asked| asked.executed = true);
-                    wire.write_all(&answer(stream, &asked.body))?;
+                    for frame in answer(stream, &asked.body) {
+                        send(wire, &frame)?;
+                    }
                 }
-                Move::Reset(code) => {
-                    wire.write_all(&frame(RST_STREAM, 0, stream, &code.to_be_bytes()))?;
-                }
-                Move::Goodbye { last, code } => {
-                    let payload = [last.to_be_bytes(), code.to_be_bytes()].concat();
-                    wire.write_all(&frame(GOAWAY, 0, 0, &payload))?;
-                }
+                Move::Reset(code) => send(wire, &Frame::reset(stream, code))?,
+                Move::Goodbye { last, code } => send(wire, &Frame::goaway(last, code))?,
                 Move::Close => {
+                    let wire = wire.get_mut();
                     wire.conn.send_close_notify();
                     wire.flush()?;
                     wire.sock.shutdown(Shutdown::Write)?;
@@ -287,40 +261,25 @@ impl Shared {
                 }
             }
         }
-        wire.flush()
+        wire.get_mut().flush()
     }
 }
 
-/// `:status: 200`, `content-length`, and a body that fits into the window of its stream.
-fn answer(stream: u32, body: &[u8]) -> Vec<u8> {
+type Wire<'a> = BufReader<StreamOwned<ServerConnection, &'a TcpStream>>;
+
+fn send(wire: &mut Wire<'_>, frame: &Frame) -> io::Result<()> {
+    wire.get_mut().write_all(&frame.bytes())
+}
+
+/// A 200 with this body, which fits into the window of its stream.
+fn answer(stream: u32, body: &[u8]) -> Vec<Frame> {
     let length = body.len().to_string();
-    // Indexed field 8; then a literal without indexing, its name that of field 28 (RFC 7541 §6).
-    let mut fields = vec![0x88, 0x0f, 0x0d, u8::try_from(length.len()).unwrap()];
-    fields.extend_from_slice(length.as_bytes());
-    let mut answer = frame(HEADERS, END_HEADERS, stream, &fields);
-    for piece in body.chunks(MAX_FRAME) {
-        answer.extend_from_slice(&frame(DATA, 0, stream, piece));
-    }
-    answer.extend_from_slice(&frame(DATA, END_STREAM, stream, &[]));
-    answer
-}
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    let mut frame = vec![length[1], length[2], length[3], kind, flags];
-    frame.extend_from_slice(&stream.to_be_bytes());
-    frame.extend_from_slice(payload);
-    frame
-}
-
-fn read_frame(wire: &mut impl Read) -> io::Result<(u8, u8, u32, Vec<u8>)> {
-    let mut head = [0; 9];
-    wire.read_exact(&mut head)?;
-    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-    let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-    let mut payload = vec![0; length as usize];
-    wire.read_exact(&mut payload)?;
-    Ok((head[3], head[4], stream, payload))
+    let fields = [(":status", "200"), ("content-length", &*length)];
+    let mut frames = vec![Frame::headers(stream, &fields, 0)];
+    let pieces = body.chunks(DEFAULT_FRAME_SIZE);
+    frames.extend(pieces.map(|piece| Frame::data(stream, piece, 0)));
+    frames.push(Frame::data(stream, "", END_STREAM));
+    frames
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
