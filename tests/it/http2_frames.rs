@@ -519,13 +519,15 @@ fn a_body_has_the_length_that_was_announced() {
         client.ping();
         // Another connection, since this one may have been spoilt.
         assert_eq!(sidecar.h2_client().get("/after").ok(), "ok");
-        let whole: Vec<_> = upstream
-            .requests()
-            .into_iter()
-            .filter(|request| request.body.complete)
-            .map(|request| request.head.line)
-            .collect();
-        assert_eq!(whole, ["GET /after HTTP/1.1"], "{length} {body:?}");
+        let requests = upstream.requests().into_iter();
+        for request in requests.filter(|request| request.body.complete) {
+            // A request that announced nothing is complete before its bytes come.
+            let is_bare = length == "0" && request.body.raw.is_empty();
+            assert!(
+                is_bare || request.target() == "/after",
+                "{length} {body:?}: {request:?}"
+            );
+        }
     }
 }
 

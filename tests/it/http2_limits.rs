@@ -8,7 +8,7 @@ use crate::support::h2_client::{GoAway, fields};
 use crate::support::h2_frames::*;
 use crate::support::sidecar::Ports;
 use crate::support::upstream::OK;
-use crate::support::{AuthorizationServer, Gate, H2Client, Setup, Sidecar, Upstream};
+use crate::support::{AuthorizationServer, Gate, H2Client, PATIENCE, Setup, Sidecar, Upstream};
 
 /// A sidecar with these settings, before an upstream that answers with `ok`.
 fn sidecar(proxy: &str) -> (Sidecar, Upstream, AuthorizationServer) {
@@ -62,7 +62,9 @@ fn an_idle_connection_ends_with_goaway() {
     assert_eq!(client.get("/").ok(), "ok");
     let idle_since = Instant::now();
     let ping = Frame::new(PING, 0, 0, b"still up");
-    while client.try_send(std::slice::from_ref(&ping)).is_ok() && client.read().is_some() {}
+    while client.try_send(std::slice::from_ref(&ping)).is_ok() && client.read().is_some() {
+        assert!(idle_since.elapsed() < PATIENCE, "it is not idle yet");
+    }
     assert!(idle_since.elapsed() >= SHORT - Duration::from_millis(50));
     let goaway = GoAway {
         last_stream: 1,
@@ -318,7 +320,7 @@ fn floods_of_continuation_end_the_connection() {
 /// What the whole program may grow by, where much more is thrown at it.
 const MAX_GROWTH_KIB: usize = 32 * 1024;
 
-/// D-63: frames that cost the sender nothing, and nothing is read of what they make us say.
+/// D-62, D-63: frames that cost the sender nothing, and nothing is read of what they make us say.
 #[test]
 fn floods_of_small_frames_cost_no_memory() {
     let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
@@ -340,6 +342,7 @@ fn floods_of_small_frames_cost_no_memory() {
         Frame::data(1, "x", 0),
         Frame::window_update(0, 1),
         Frame::window_update(1, 1),
+        Frame::reset(1, ErrorCode::Cancel),
         Frame::new(0xbe, 0, 0, ""),
         Frame::headers(3, &fields("GET /", &[("upgrade", "h2c")]), END_STREAM),
     ] {

@@ -3,12 +3,15 @@
 use std::net::SocketAddr;
 use std::sync::LazyLock;
 use std::thread;
+use std::time::Duration;
 
 use crate::support::h2_client::fields;
-use crate::support::h2_frames::{DEFAULT_WINDOW, END_STREAM, ErrorCode, Frame};
+use crate::support::h2_frames::{
+    DEFAULT_WINDOW, END_STREAM, ErrorCode, Frame, INITIAL_WINDOW_SIZE,
+};
 use crate::support::sidecar::Running;
 use crate::support::upstream::OK;
-use crate::support::{AuthorizationServer, Gate, H2Client, Setup, Upstream};
+use crate::support::{AuthorizationServer, Gate, H2Client, Setup, Upstream, wait_until};
 
 const MIB: usize = 1024 * 1024;
 
@@ -113,6 +116,40 @@ fn answers_that_are_not_read_do_not_stop_the_others() {
     }
     client.release(slow[50]);
     assert!(client.receive(slow[50]).body.data == large());
+}
+
+/// D-53, E-55: the same where nothing stops us but that nobody reads from the socket.
+#[test]
+fn answers_that_pile_up_cost_little_memory() {
+    const MAX_GROWTH_KIB: usize = 80 * 1024;
+    let upstream = sometimes_large();
+    let (sidecar, _auth) = start(&upstream, "");
+    assert_eq!(sidecar.h2_client().get("/").ok(), "ok");
+    let idle = sidecar.process.memory_kib("VmHWM");
+    let endless = (1 << 31) - 1;
+    let mut client = H2Client::connect_with(sidecar.proxy, &[(INITIAL_WINDOW_SIZE, endless)]);
+    client.send(&Frame::window_update(0, endless - DEFAULT_WINDOW));
+    for _ in 0..100 {
+        client.ask(&fields("GET /large", &[]));
+    }
+    upstream.wait_for_requests(101);
+    wait_for_rest(&sidecar);
+    let mut other = sidecar.h2_client();
+    let stream = other.ask(&fields("GET /large", &[]));
+    assert!(other.receive(stream).body.data == large());
+    let growth = sidecar.process.memory_kib("VmHWM") - idle;
+    assert!(growth < MAX_GROWTH_KIB, "{growth} KiB for 200 MiB");
+}
+
+/// Waits until it has nothing more to do: it has used no processor time for 20 looks.
+fn wait_for_rest(sidecar: &Running) {
+    let (mut used, mut looks) = (Duration::ZERO, 0);
+    wait_until("rest", || {
+        let now = sidecar.process.processor_time();
+        looks = if now == used { looks + 1 } else { 0 };
+        used = now;
+        looks == 20
+    });
 }
 
 /// An upstream that holds its answers back.

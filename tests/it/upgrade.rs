@@ -131,8 +131,9 @@ fn what_is_no_handshake_is_forwarded_plainly() {
             "nearly",
             request("GET /socket", &[connection, "Upgrade: websocket/13"], ""),
         ),
+        ("a POST", request("POST /socket", &ASK, "")),
         (
-            "a POST",
+            "a POST with a body",
             request(
                 "POST /socket",
                 &[&ASK[..], &["Content-Length: 5"]].concat(),
