@@ -219,11 +219,14 @@ def grpc_calls(w, app, ledger, upstream):
     with ledger, w.bearerd_with(BEARERD_CONFIG=config(w, app, ledger.url, upstream)) as b:
         b.wait_ready()
         with channel(b.port) as api:
-            unary(api)
-            unary(api, metadata=[("authorization", "Bearer theirs"), ("tenant", "shop")])
-            streams(api)
-            errors(api)
-            cancellation(api, ledger)
+            try:
+                unary(api)
+                unary(api, metadata=[("authorization", "Bearer theirs"), ("tenant", "shop")])
+                streams(api)
+                errors(api)
+                cancellation(api, ledger)
+            except grpc.RpcError as error:
+                raise Failure(f"{error.code()}: {error.details()}") from error
         b.wait_ready()
     expect_our_token_in_calls(w, app, ledger)
     tenants = [value for call in ledger.calls for name, value in call if name == "tenant"]
