@@ -45,6 +45,7 @@ pub(super) fn credential(
         lifetime,
         wait_timeout: duration_or_zero(table.wait_timeout, "5s", problems),
         max_waiting: count_or_zero(table.max_waiting, 1024),
+        renew_unused: true,
     };
     let client_auth = choice(
         table.client_auth,
@@ -85,6 +86,8 @@ pub(super) fn credential(
         policy,
         connect_timeout,
         ca_file,
+        replay_on_401: true,
+        invalidate_on_status: vec![http::StatusCode::UNAUTHORIZED],
     })
 }
 
@@ -211,7 +214,7 @@ fn readable(
 }
 
 /// `scope-token`s (RFC 6749 §3.3).
-fn scope(text: &str) -> Result<String, String> {
+pub(super) fn scope(text: &str) -> Result<String, String> {
     let is_token = |token: &str| {
         token
             .bytes()

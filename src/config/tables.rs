@@ -124,6 +124,7 @@ pub(super) struct RouteTable {
     pub(super) methods: List,
     pub(super) upstream: Text,
     pub(super) credential: Text,
+    pub(super) scope: Text,
     pub(super) strip_prefix: Flag,
     pub(super) upgrade: List,
     pub(super) response_timeout: Text,

@@ -16,7 +16,7 @@ use super::tls::HttpVersions;
 use crate::metrics::SendFault;
 
 /// How connections are kept between requests.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolConfig {
     /// A connection idle for this long is closed. Keep it below what the server waits.
     pub idle_timeout: Duration,

@@ -8,36 +8,48 @@
 //!            start                 success: insert, publish
 //!   refresher ──▶ [ token request ] ───────────────────────▶ [ holding ] ──┐ at 70–80 % of the lifetime,
 //!                    ▲        │ failure: the old token stays                │ or on demand when it is not usable,
-//!                    │        ▼ until its own end                           │ or after a 401 of the upstream
-//!                    └── [ backing off ] ◀──────────────────────────────────┘
+//!                    │        ▼ until its own end                           │ or after a 401 of the upstream,
+//!                    └── [ backing off ] ◀──────────────────────────────────┘ or when the secret has changed
 //! ```
+//!
+//! A 401 of the upstream is judged by [`rejection`]: a token of some age is renewed, once for all requests that say so; a
+//! fresh one opens a breaker, and the one before it is tried. A changed secret goes through [`rotation`]: the new one is
+//! tried while the old token serves, and if the server does not know it, the old one is used on.
 //!
 //! A token request reads id and secret at that moment ([`token_endpoint`]), and proves who we are by one method
 //! ([`client_auth`]).
 
 pub mod access_token;
 pub mod client_auth;
+mod failures;
 pub mod refresher;
+mod rejection;
+mod rotation;
+pub mod standing;
 pub mod token_cache;
 pub mod token_endpoint;
 pub mod token_error;
 pub mod token_response;
 
-pub use token_cache::{TokenHandle, Unavailable};
+pub use token_cache::{Rejection, TokenHandle, Unavailable};
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use http::StatusCode;
 
 use crate::metrics::Metrics;
 use crate::net::client::{HttpClient, PoolConfig};
 use crate::net::connect::Connector;
 use crate::net::tls::{ClientTls, HttpVersions, TlsError};
-use refresher::{RefreshPolicy, Refresher};
+use refresher::{RefreshPolicy, Refresher, Signals};
 use token_cache::{TokenCache, TokenKey};
 use token_endpoint::{TokenEndpoint, TokenEndpointConfig};
 
 /// One credential as configured: a client of one authorization server, and how its tokens are used.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CredentialConfig {
     /// The name in the configuration.
     pub name: String,
@@ -47,9 +59,23 @@ pub struct CredentialConfig {
     pub connect_timeout: Duration,
     /// Trusted instead of the built-in roots.
     pub ca_file: Option<PathBuf>,
+    /// Whether a request is sent once more after a 401 of the upstream.
+    pub replay_on_401: bool,
+    /// Statuses by which the upstream refuses a token.
+    pub invalidate_on_status: Vec<StatusCode>,
 }
 
 impl CredentialConfig {
+    /// Every file that is read to connect to the authorization server.
+    pub fn tls_files(&self) -> impl Iterator<Item = &Path> {
+        self.ca_file.iter().map(PathBuf::as_path)
+    }
+
+    /// The same, and those that are read at each token request.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.tls_files().chain(self.endpoint.files())
+    }
+
     /// A client of the token endpoint. It keeps no connections, and speaks HTTP/1.1: one small request an hour gains
     /// nothing from more.
     ///
@@ -65,26 +91,60 @@ impl CredentialConfig {
         let client = HttpClient::new(connector, pool);
         Ok(TokenEndpoint::new(self.endpoint.clone(), client))
     }
+}
 
-    /// Starts the refresher on the present runtime, and returns the handle for requests.
+/// Starts refreshers, which share one cache.
+pub struct Refreshers {
+    cache: TokenCache,
+    metrics: Arc<Metrics>,
+    signals: Signals,
+    editions: AtomicU64,
+}
+
+impl Refreshers {
+    /// None yet; `signals` go to each of them.
+    pub fn new(metrics: Arc<Metrics>, signals: Signals) -> Self {
+        Self {
+            cache: TokenCache::new(),
+            metrics,
+            signals,
+            editions: AtomicU64::new(0),
+        }
+    }
+
+    /// Starts one for tokens of `scope` on the present runtime, and returns the handle for requests. It ends when there is
+    /// no handle any more. `label` is what logs, metrics and probes call its token.
     ///
     /// # Errors
-    /// When the CA file cannot be used.
-    pub fn start(&self, cache: TokenCache, metrics: &Metrics) -> Result<TokenHandle, TlsError> {
+    /// When a file for TLS cannot be used.
+    pub fn start(
+        &self,
+        credential: &CredentialConfig,
+        scope: Option<String>,
+        label: &str,
+        renew_unused: bool,
+    ) -> Result<TokenHandle, TlsError> {
         let key = TokenKey {
-            credential: self.name.clone(),
-            scope: self.endpoint.scope.clone(),
-            audience: self.endpoint.audience.clone(),
-            resource: self.endpoint.resource.clone(),
-            extra_params: self.endpoint.extra_params.clone(),
+            label: label.to_owned(),
+            credential: credential.name.clone(),
+            edition: self.editions.fetch_add(1, Ordering::Relaxed),
+            scope: scope.clone(),
+            audience: credential.endpoint.audience.clone(),
+            resource: credential.endpoint.resource.clone(),
+            extra_params: credential.endpoint.extra_params.clone(),
         };
-        let endpoint = self.token_endpoint()?;
+        let endpoint = credential.token_endpoint()?.for_scope(scope);
+        let policy = RefreshPolicy {
+            renew_unused,
+            ..credential.policy
+        };
         Ok(Refresher::spawn(
             key,
             endpoint,
-            self.policy,
-            cache,
-            metrics.token(&self.name),
+            policy,
+            self.cache.clone(),
+            self.metrics.token(label),
+            self.signals.clone(),
         ))
     }
 }

@@ -28,7 +28,7 @@ pub enum ClientId {
 }
 
 /// What every token request of one key says.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TokenEndpointConfig {
     /// `https`, or `http` where the configuration allows it; no user information, no fragment.
     pub url: Uri,
@@ -50,6 +50,21 @@ pub struct TokenEndpointConfig {
     pub max_lifetime: Duration,
 }
 
+impl TokenEndpointConfig {
+    /// Every file that is read at each token request.
+    pub fn files(&self) -> impl Iterator<Item = &std::path::Path> {
+        let id = match &self.client_id {
+            ClientId::File(SecretSource::File(path)) => Some(path.as_path()),
+            _ => None,
+        };
+        let secret = match &self.client_secret {
+            SecretSource::File(path) => Some(path.as_path()),
+            SecretSource::Env(_) => None,
+        };
+        id.into_iter().chain(secret)
+    }
+}
+
 /// Asks for tokens.
 pub struct TokenEndpoint {
     config: TokenEndpointConfig,
@@ -67,15 +82,32 @@ impl TokenEndpoint {
     ///
     /// # Errors
     /// When one of them cannot be read.
-    pub fn credentials(&self) -> Result<Credentials, SecretError> {
+    pub fn credentials(&self) -> Result<Vec<Credentials>, SecretError> {
         let client_id = match &self.config.client_id {
             ClientId::Inline(client_id) => client_id.clone(),
             ClientId::File(file) => file.read()?.expose().to_owned(),
         };
-        Ok(Credentials {
+        Ok(vec![Credentials {
             client_id,
             client_secret: self.config.client_secret.read()?,
-        })
+        }])
+    }
+
+    pub fn for_scope(mut self, scope: Option<String>) -> Self {
+        self.config.scope = scope;
+        self
+    }
+
+    pub fn reads_files(&self) -> bool {
+        true
+    }
+
+    pub fn revokes_on_shutdown(&self) -> bool {
+        false
+    }
+
+    pub async fn revoke(&self, _: &Credentials, _: &HeaderValue) -> Result<(), TokenError> {
+        Ok(())
     }
 
     /// Sends one token request. Redirects are not followed, nothing is sent twice.
@@ -168,6 +200,10 @@ pub struct Credentials {
 }
 
 impl Credentials {
+    pub fn is_platform_assertion(&self) -> bool {
+        false
+    }
+
     /// Whether both are the same as in `other`.
     pub fn is_same_as(&self, other: &Self) -> bool {
         self.client_id == other.client_id

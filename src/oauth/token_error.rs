@@ -157,6 +157,15 @@ impl TokenError {
         }
     }
 
+    /// Whether the server does not know the client by these credentials, so that others may do better.
+    pub fn refuses_client(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => refusal.code == ErrorCode::InvalidClient,
+            Self::Status { status, .. } => *status == StatusCode::UNAUTHORIZED,
+            _ => false,
+        }
+    }
+
     /// How long the authorization server asked us to wait: 1 s to 300 s.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

@@ -56,6 +56,8 @@ pub fn grant(
         fingerprint: fingerprint(token.expose()),
         scope: answer.scope.map(|scope| printable(&scope)),
         lifetime,
+        missing_scope: None,
+        server_date: None,
     })
 }
 

@@ -1,27 +1,26 @@
 //! One upstream: the address that requests go to and no other, and what is said to it and of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Method, Request, Response, Uri, Version};
+use http::{Request, Response, Uri, Version};
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
-use tracing::debug;
 
 use super::error::ProxyError;
 use crate::metrics::{Metrics, SendFault, UpstreamMetrics};
-use crate::net::body::{Again, Body};
+use crate::net::body::Body;
 use crate::net::client::{HttpClient, PoolConfig};
 use crate::net::connect::Connector;
 use crate::net::progress::Progress;
 use crate::net::tls::{ClientTls, HttpVersions, TlsError};
 
 /// An upstream as configured.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct UpstreamConfig {
     /// The name in the configuration.
     pub name: String,
@@ -43,6 +42,13 @@ pub struct UpstreamConfig {
     pub remove_headers: Vec<HeaderName>,
     /// Whether `Location` and `Content-Location` of the upstream's origin become the sidecar's.
     pub rewrite_location: bool,
+}
+
+impl UpstreamConfig {
+    /// Every file that is read to connect to it.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.ca_file.iter().map(PathBuf::as_path)
+    }
 }
 
 /// Where requests go.
@@ -144,36 +150,17 @@ impl Upstream {
         }
     }
 
-    /// Sends `request` and waits for the response head, for as long as the request body moves and `response_timeout`
-    /// more. A request that an HTTP/2 server says it did nothing about is sent once more (RFC 9113 §8.7).
-    ///
-    /// # Errors
-    /// When there is no response head. Nothing else is sent a second time.
-    pub async fn send(
-        &self,
-        client: &HttpClient,
-        request: Request<Body>,
-        progress: Option<&Progress>,
-        response_timeout: Duration,
-    ) -> Result<Response<Incoming>, ProxyError> {
-        let copy = self.may_speak_http2().then(|| Copy::of(&request));
-        let first = self
-            .send_once(client, request, progress, response_timeout)
-            .await;
-        match first {
-            Err(ProxyError::Send(error)) if error.unprocessed => {
-                let Some(request) = copy.and_then(Copy::request) else {
-                    return Err(error.into());
-                };
-                debug!("a request that the upstream did not look at is sent again");
-                self.send_once(client, request, progress, response_timeout)
-                    .await
-            }
-            result => result,
-        }
+    /// What is counted of it.
+    pub fn metrics(&self) -> &UpstreamMetrics {
+        &self.metrics
     }
 
-    async fn send_once(
+    /// Sends `request` and waits for the response head, for as long as the request body moves and `response_timeout`
+    /// more.
+    ///
+    /// # Errors
+    /// When there is no response head.
+    pub async fn send(
         &self,
         client: &HttpClient,
         request: Request<Body>,
@@ -285,33 +272,6 @@ async fn response(
             Some(moved) if moved > last => last = moved,
             _ => return Err(ProxyError::ResponseTimeout(response_timeout)),
         }
-    }
-}
-
-/// A request that may have to be sent once more.
-struct Copy {
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Again,
-}
-
-impl Copy {
-    fn of(request: &Request<Body>) -> Self {
-        Self {
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            headers: request.headers().clone(),
-            body: request.body().again(),
-        }
-    }
-
-    fn request(self) -> Option<Request<Body>> {
-        let mut request = Request::new(self.body.body()?);
-        *request.method_mut() = self.method;
-        *request.uri_mut() = self.uri;
-        *request.headers_mut() = self.headers;
-        Some(request)
     }
 }
 
