@@ -12,7 +12,7 @@ use super::setting::{
     Problems, choice, choice_or, count, duration, duration_or_zero, flag, list, parsed, size,
 };
 use super::tables::{AdminTable, List, LogTable, Number, OneOrMany, ProxyTable, Setting, Tables};
-use super::upstream::upstream;
+use super::upstream::{upstream, warning};
 use super::{AdminConfig, Config, LogConfig, LogFormat, ProxyConfig, Sources};
 use crate::net::socket::ListenAddress;
 use crate::proxy::AccessLog;
@@ -22,7 +22,7 @@ use crate::proxy::guard::GuardConfig;
 pub(super) fn config(
     tables: Tables,
     sources: Sources,
-    warnings: Vec<String>,
+    mut warnings: Vec<String>,
     problems: &mut Problems,
 ) -> Option<Config> {
     let proxy = proxy(tables.proxy, problems);
@@ -44,6 +44,7 @@ pub(super) fn config(
     )
     .and_then(|(name, table)| credential(name, table, problems));
     let (upstream, credential) = (upstream?, credential?);
+    warnings.extend(warning(&upstream));
     Some(Config {
         proxy,
         admin,

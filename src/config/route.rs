@@ -65,7 +65,7 @@ fn route(
     let websocket = upgrade.as_ref().map(|setting| setting.origin.clone());
     let websocket = websocket.filter(|_| allows_websocket(upgrade, problems));
     if let Some(origin) = &websocket
-        && upstream.http == HttpVersions::Http2
+        && upstream.connect.tls.versions == HttpVersions::Http2
     {
         problems.push(
             Problem::at(

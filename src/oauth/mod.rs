@@ -25,13 +25,12 @@ pub mod token_response;
 
 pub use token_cache::{TokenHandle, Unavailable};
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::metrics::Metrics;
 use crate::net::client::{HttpClient, PoolConfig};
-use crate::net::connect::Connector;
-use crate::net::tls::{ClientTls, HttpVersions, TlsError};
+use crate::net::connect::{ConnectConfig, Connector};
+use crate::net::tls::TlsError;
 use refresher::{RefreshPolicy, Refresher};
 use token_cache::{TokenCache, TokenKey};
 use token_endpoint::{TokenEndpoint, TokenEndpointConfig};
@@ -43,10 +42,8 @@ pub struct CredentialConfig {
     pub name: String,
     pub endpoint: TokenEndpointConfig,
     pub policy: RefreshPolicy,
-    /// DNS, TCP and TLS together.
-    pub connect_timeout: Duration,
-    /// Trusted instead of the built-in roots.
-    pub ca_file: Option<PathBuf>,
+    /// To the token endpoint.
+    pub connect: ConnectConfig,
 }
 
 impl CredentialConfig {
@@ -54,10 +51,9 @@ impl CredentialConfig {
     /// nothing from more.
     ///
     /// # Errors
-    /// When the CA file cannot be used.
+    /// When a file for TLS cannot be used.
     pub fn token_endpoint(&self) -> Result<TokenEndpoint, TlsError> {
-        let tls = ClientTls::load(self.ca_file.as_deref(), HttpVersions::Http1)?;
-        let connector = Connector::new(tls, self.connect_timeout, None);
+        let connector = Connector::new(&self.connect, None)?;
         let pool = PoolConfig {
             idle_timeout: Duration::from_secs(1),
             max_idle: 0,
@@ -69,7 +65,7 @@ impl CredentialConfig {
     /// Starts the refresher on the present runtime, and returns the handle for requests.
     ///
     /// # Errors
-    /// When the CA file cannot be used.
+    /// When a file for TLS cannot be used.
     pub fn start(&self, cache: TokenCache, metrics: &Metrics) -> Result<TokenHandle, TlsError> {
         let key = TokenKey {
             credential: self.name.clone(),
