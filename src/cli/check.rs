@@ -6,6 +6,7 @@ use super::{Exit, block_on};
 use crate::config::{Config, TokenConfig};
 use crate::net::body::Chain;
 use crate::net::connect::ConnectError;
+use crate::net::outbound_proxy::ProxyFault;
 use crate::oauth::access_token::Grant;
 use crate::oauth::token_error::TokenError;
 use crate::proxy::upstream::{Upstream, UpstreamConfig};
@@ -96,7 +97,15 @@ async fn check_upstream(config: &UpstreamConfig) -> Exit {
                 ConnectError::Tcp(_) | ConnectError::Timeout => {
                     "is the API up, and reachable from here?"
                 }
-                ConnectError::Tls(_) => "a private CA needs [upstream] ca_file",
+                ConnectError::Tls(_) => {
+                    "a private CA needs [upstream] ca_file, another name server_name; some APIs want client_cert_file"
+                }
+                ConnectError::Proxy(ProxyFault::Refused(_)) => {
+                    "the proxy must allow CONNECT to the API; it is asked without credentials. no_proxy goes around it"
+                }
+                ConnectError::Proxy(_) => {
+                    "is [upstream] proxy_url an HTTP proxy, up, and reachable from here?"
+                }
                 ConnectError::Exhausted(_) => "raise the limit of open files, ulimit -n",
             };
             say!("      hint: {hint}");

@@ -3,12 +3,15 @@
 use http::Uri;
 use url::Url;
 
+use super::connect::{ConnectSettings, is_read_by_a_proxy};
 use super::error::{Origin, Problem};
 use super::setting::{
-    Problems, as_uri, ca_file, checked_url, choice, count_or_zero, duration, duration_or_zero,
-    flag, list, missing, parsed, share,
+    Problems, as_uri, checked_url, choice, count_or_zero, duration, duration_or_zero, flag, list,
+    missing, parsed, share,
 };
-use super::tables::{CredentialTable, List, Map, Setting, Text};
+use super::tables::{CredentialTable, Flag, List, Map, Setting, Text};
+use crate::net::connect::ConnectConfig;
+use crate::net::tls::HttpVersions;
 use crate::oauth::CredentialConfig;
 use crate::oauth::access_token::LifetimePolicy;
 use crate::oauth::client_auth::{BasicEncoding, ClientAuth};
@@ -18,12 +21,13 @@ use crate::secret::{SecretFault, SecretSource};
 
 pub(super) fn credential(
     name: String,
-    table: CredentialTable,
+    mut table: CredentialTable,
     problems: &mut Problems,
 ) -> Option<CredentialConfig> {
     let place = format!("credential.{name}");
+    let connect = connect(&mut table, problems);
     let token_url = match table.token_url {
-        Some(url) => token_url(&url, flag(table.allow_insecure_token_url, false), problems),
+        Some(url) => token_url(&url, table.allow_insecure_token_url, &connect, problems),
         None => {
             problems.push(missing("token_url", &place, "BEARERD_TOKEN_URL"));
             None
@@ -64,8 +68,6 @@ pub(super) fn credential(
     let resource = resources(table.resource, problems);
     let extra_params = extra_params(table.extra_params, problems);
     let request_timeout = duration(table.request_timeout, "10s", problems);
-    let connect_timeout = duration(table.connect_timeout, "2s", problems);
-    let ca_file = ca_file(table.ca_file, problems);
     let endpoint = TokenEndpointConfig {
         url: token_url?,
         client_id: client_id?,
@@ -84,29 +86,54 @@ pub(super) fn credential(
         name,
         endpoint,
         policy,
-        connect_timeout,
-        ca_file,
+        connect,
         replay_on_401: true,
         invalidate_on_status: vec![http::StatusCode::UNAUTHORIZED],
     })
 }
 
+fn connect(table: &mut CredentialTable, problems: &mut Problems) -> ConnectConfig {
+    let settings = ConnectSettings {
+        connect_timeout: table.connect_timeout.take(),
+        default_timeout: "2s",
+        ca_file: table.ca_file.take(),
+        client_cert_file: table.client_cert_file.take(),
+        client_key_file: table.client_key_file.take(),
+        server_name: None,
+        proxy_url: table.proxy_url.take(),
+        no_proxy: table.no_proxy.take(),
+        dns_refresh: None,
+        // One look-up an hour is nothing to save.
+        default_dns_refresh: "0s",
+        versions: HttpVersions::Http1,
+    };
+    let url = table.token_url.as_ref();
+    let url = url.and_then(|url| url.value.parse().ok());
+    settings.checked(url.as_ref(), problems)
+}
+
 fn token_url(
     setting: &Setting<String>,
-    allow_insecure: bool,
+    allow_insecure: Flag,
+    connect: &ConnectConfig,
     problems: &mut Problems,
 ) -> Option<Uri> {
     let url = checked_url(setting, problems)?;
-    if url.scheme() == "http" && !allow_insecure && !is_loopback(&url) {
-        problems.push(
-            Problem::at(
-                &setting.origin,
-                "the token endpoint would get the client secret unencrypted",
-            )
-            .hint("use https, or set allow_insecure_token_url = true if you know better"),
-        );
+    let uri = as_uri(setting, problems)?;
+    let is_read_by_a_proxy = is_read_by_a_proxy(connect, &uri);
+    let stays_here = is_loopback(&url) && !is_read_by_a_proxy;
+    if url.scheme() == "http" && !flag(allow_insecure, false) && !stays_here {
+        let (who, how) = if is_read_by_a_proxy {
+            ("the proxy", "use https or no_proxy")
+        } else {
+            ("the token endpoint", "use https")
+        };
+        let message = format!("{who} would get the client secret unencrypted");
+        problems.push(Problem::at(&setting.origin, message).hint(format!(
+            "{how}, or set allow_insecure_token_url = true if you know better"
+        )));
     }
-    as_uri(setting, problems)
+    Some(uri)
 }
 
 fn is_loopback(url: &Url) -> bool {

@@ -12,7 +12,7 @@ use super::setting::{
     Problems, choice, choice_or, count, duration, duration_or_zero, flag, list, parsed, size,
 };
 use super::tables::{AdminTable, List, LogTable, Number, OneOrMany, ProxyTable, Setting, Tables};
-use super::upstream::upstream;
+use super::upstream::{upstream, warning};
 use super::{AdminConfig, Config, LogConfig, LogFormat, ProxyConfig, Sources, TokenConfig};
 use crate::net::socket::ListenAddress;
 use crate::oauth::CredentialConfig;
@@ -54,6 +54,7 @@ pub(super) fn config(
         return None;
     }
     let (routes, tokens) = routes(tables.route, &upstreams, &credentials, problems);
+    warnings.extend(upstreams.iter().filter_map(warning));
     warnings.extend(unused(&upstreams, &credentials, &routes, &tokens));
     Some(Config {
         proxy,

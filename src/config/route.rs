@@ -190,7 +190,7 @@ fn websocket(setting: List, upstream: &UpstreamConfig, problems: &mut Problems) 
         return false;
     };
     let is_allowed = allows_websocket(setting, problems);
-    if is_allowed && upstream.http == HttpVersions::Http2 {
+    if is_allowed && upstream.connect.tls.versions == HttpVersions::Http2 {
         problems.push(
             Problem::at(
                 &origin,

@@ -525,3 +525,5 @@ fn nothing_at_all_says_how_to_begin() {
         "{error}"
     );
 }
+
+mod connect;

@@ -145,7 +145,7 @@ impl From<legacy::Error> for SendError {
             if let Some(error) = error.downcast_ref::<ConnectError>() {
                 fault = match error {
                     ConnectError::Dns(_) => SendFault::Dns,
-                    ConnectError::Tcp(_) => SendFault::Connect,
+                    ConnectError::Tcp(_) | ConnectError::Proxy(_) => SendFault::Connect,
                     ConnectError::Timeout => SendFault::ConnectTimeout,
                     ConnectError::Tls(_) => SendFault::Tls,
                     ConnectError::Exhausted(_) => SendFault::Exhausted,

@@ -33,7 +33,7 @@ pub mod token_response;
 
 pub use token_cache::{Rejection, TokenHandle, Unavailable};
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -42,8 +42,8 @@ use http::StatusCode;
 
 use crate::metrics::Metrics;
 use crate::net::client::{HttpClient, PoolConfig};
-use crate::net::connect::Connector;
-use crate::net::tls::{ClientTls, HttpVersions, TlsError};
+use crate::net::connect::{ConnectConfig, Connector};
+use crate::net::tls::TlsError;
 use refresher::{RefreshPolicy, Refresher, Signals};
 use token_cache::{TokenCache, TokenKey};
 use token_endpoint::{TokenEndpoint, TokenEndpointConfig};
@@ -55,10 +55,8 @@ pub struct CredentialConfig {
     pub name: String,
     pub endpoint: TokenEndpointConfig,
     pub policy: RefreshPolicy,
-    /// DNS, TCP and TLS together.
-    pub connect_timeout: Duration,
-    /// Trusted instead of the built-in roots.
-    pub ca_file: Option<PathBuf>,
+    /// To the token endpoint.
+    pub connect: ConnectConfig,
     /// Whether a request is sent once more after a 401 of the upstream.
     pub replay_on_401: bool,
     /// Statuses by which the upstream refuses a token.
@@ -68,7 +66,7 @@ pub struct CredentialConfig {
 impl CredentialConfig {
     /// Every file that is read to connect to the authorization server.
     pub fn tls_files(&self) -> impl Iterator<Item = &Path> {
-        self.ca_file.iter().map(PathBuf::as_path)
+        self.connect.files()
     }
 
     /// The same, and those that are read at each token request.
@@ -80,10 +78,9 @@ impl CredentialConfig {
     /// nothing from more.
     ///
     /// # Errors
-    /// When the CA file cannot be used.
+    /// When a file for TLS cannot be used.
     pub fn token_endpoint(&self) -> Result<TokenEndpoint, TlsError> {
-        let tls = ClientTls::load(self.ca_file.as_deref(), HttpVersions::Http1)?;
-        let connector = Connector::new(tls, self.connect_timeout, None);
+        let connector = Connector::new(&self.connect, None)?;
         let pool = PoolConfig {
             idle_timeout: Duration::from_secs(1),
             max_idle: 0,

@@ -1,6 +1,6 @@
 //! One upstream: the address that requests go to and no other, and what is said to it and of it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +15,9 @@ use super::error::ProxyError;
 use crate::metrics::{Metrics, SendFault, UpstreamMetrics};
 use crate::net::body::Body;
 use crate::net::client::{HttpClient, PoolConfig};
-use crate::net::connect::Connector;
+use crate::net::connect::{ConnectConfig, Connector};
 use crate::net::progress::Progress;
-use crate::net::tls::{ClientTls, HttpVersions, TlsError};
+use crate::net::tls::{HttpVersions, TlsError};
 
 /// An upstream as configured.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,16 +26,12 @@ pub struct UpstreamConfig {
     pub name: String,
     /// `http` or `https`, an authority without user information, and a base path; no query, no fragment.
     pub url: Uri,
-    /// DNS, TCP and TLS together.
-    pub connect_timeout: Duration,
+    pub connect: ConnectConfig,
     /// From the last bytes of the request to the response head.
     pub response_timeout: Duration,
     /// Between two pieces of a body, either way.
     pub idle_timeout: Duration,
     pub pool: PoolConfig,
-    pub http: HttpVersions,
-    /// Trusted instead of the built-in roots.
-    pub ca_file: Option<PathBuf>,
     /// Fields that replace whatever the application sent under their names.
     pub set_headers: Vec<(HeaderName, HeaderValue)>,
     /// Fields that do not reach the upstream.
@@ -47,7 +43,7 @@ pub struct UpstreamConfig {
 impl UpstreamConfig {
     /// Every file that is read to connect to it.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        self.ca_file.iter().map(PathBuf::as_path)
+        self.connect.files()
     }
 }
 
@@ -92,13 +88,12 @@ impl Upstream {
     /// What connects to this upstream. Each worker builds a client of its own on a clone.
     ///
     /// # Errors
-    /// When the CA file cannot be used.
+    /// When a file for TLS cannot be used.
     pub fn connector(
         config: &UpstreamConfig,
         metrics: Option<Arc<Metrics>>,
     ) -> Result<Connector, TlsError> {
-        let tls = ClientTls::load(config.ca_file.as_deref(), config.http)?;
-        Ok(Connector::new(tls, config.connect_timeout, metrics))
+        Connector::new(&config.connect, metrics)
     }
 
     /// The URI of a request for `target`: our scheme and authority, the base path, and the target's text as it came.
@@ -143,7 +138,7 @@ impl Upstream {
 
     /// Whether it may speak HTTP/2: always, never, or as its TLS session decides.
     pub fn may_speak_http2(&self) -> bool {
-        match self.config.http {
+        match self.config.connect.tls.versions {
             HttpVersions::Http1 => false,
             HttpVersions::Http2 => true,
             HttpVersions::Auto => self.scheme == Scheme::HTTPS,
@@ -297,15 +292,13 @@ mod tests {
         let config = UpstreamConfig {
             name: "payments".into(),
             url: Uri::from_static(url),
-            connect_timeout: Duration::from_secs(3),
+            connect: ConnectConfig::new(Duration::from_secs(3), HttpVersions::Auto),
             response_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(60),
             pool: PoolConfig {
                 idle_timeout: Duration::from_secs(30),
                 max_idle: 64,
             },
-            http: HttpVersions::Auto,
-            ca_file: None,
             set_headers: vec![(
                 HeaderName::from_static("x-team"),
                 HeaderValue::from_static("shop"),
