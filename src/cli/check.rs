@@ -106,7 +106,16 @@ async fn check_upstream(config: &UpstreamConfig) -> Exit {
 async fn fetch(credential: &CredentialConfig) -> Result<Grant, TokenError> {
     let endpoint = credential.token_endpoint()?;
     let credentials = endpoint.credentials()?;
-    endpoint.fetch(&credentials).await
+    #[expect(clippy::expect_used, reason = "never none, by contract")]
+    let (last, others) = credentials.split_last().expect("credentials");
+    for credentials in others {
+        match endpoint.fetch(credentials).await {
+            // The next secret of the list may be the one.
+            Err(error) if error.refuses_credentials() => {}
+            result => return result,
+        }
+    }
+    endpoint.fetch(last).await
 }
 
 fn lifetime_text(grant: &Grant) -> String {
@@ -118,7 +127,7 @@ fn lifetime_text(grant: &Grant) -> String {
 
 fn token_exit(error: &TokenError) -> Exit {
     match error {
-        TokenError::Secret(_) | TokenError::Tls(_) => Exit::Config,
+        TokenError::Secret(_) | TokenError::Assertion(_) | TokenError::Tls(_) => Exit::Config,
         error if error.is_permanent() => Exit::NoPermission,
         _ => Exit::Unavailable,
     }

@@ -3,7 +3,7 @@ use std::io::Write;
 use tempfile::NamedTempFile;
 
 use super::*;
-use crate::oauth::client_auth::ClientAuth;
+use crate::oauth::client_auth::{BasicEncoding, ClientAuth, SecretMethod};
 use crate::oauth::token_endpoint::ClientId;
 use crate::secret::SecretSource;
 
@@ -181,8 +181,8 @@ fn flags_override_variables_and_those_the_file() {
     );
     assert_eq!(config.credential.endpoint.scope.as_deref(), Some("env"));
     assert_eq!(
-        config.credential.endpoint.client_auth,
-        ClientAuth::ClientSecretPost
+        config.credential.endpoint.client_auth.name(),
+        "client_secret_post"
     );
     assert_eq!(config.log.level, tracing::Level::DEBUG);
     assert_eq!(
@@ -512,8 +512,11 @@ fn secrets_are_proven_readable_at_start() {
     let secret = secret();
     let config = load(&minimal(&secret, "", "", "")).unwrap();
     assert_eq!(
-        config.credential.endpoint.client_secret,
-        SecretSource::File(secret.path().into())
+        config.credential.endpoint.client_auth,
+        ClientAuth::Secrets(
+            SecretMethod::Basic(BasicEncoding::Form),
+            vec![SecretSource::File(secret.path().into())]
+        )
     );
 }
 

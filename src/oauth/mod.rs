@@ -13,11 +13,15 @@
 //! ```
 //!
 //! A token request reads id and secret at that moment ([`token_endpoint`]), and proves who we are by one method
-//! ([`client_auth`]).
+//! ([`client_auth`], [`client_assertion`]). Where the token endpoint is, the configuration says or the issuer does
+//! ([`metadata`]).
 
 pub mod access_token;
+pub mod client_assertion;
 pub mod client_auth;
+pub mod metadata;
 pub mod refresher;
+mod round_trip;
 pub mod token_cache;
 pub mod token_endpoint;
 pub mod token_error;
@@ -27,6 +31,8 @@ pub use token_cache::{TokenHandle, Unavailable};
 
 use std::path::PathBuf;
 use std::time::Duration;
+
+use http::StatusCode;
 
 use crate::metrics::Metrics;
 use crate::net::client::{HttpClient, PoolConfig};
@@ -47,6 +53,12 @@ pub struct CredentialConfig {
     pub connect_timeout: Duration,
     /// Trusted instead of the built-in roots.
     pub ca_file: Option<PathBuf>,
+    /// Whether the last tokens are revoked when the process stops.
+    pub revoke_on_shutdown: bool,
+    /// Whether a request may be sent once more, with a new token, after the upstream refused the one it had.
+    pub replay_on_401: bool,
+    /// The statuses of the upstream, all 4xx, that say that a token is not accepted.
+    pub invalidate_on_status: Vec<StatusCode>,
 }
 
 impl CredentialConfig {

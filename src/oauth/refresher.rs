@@ -10,8 +10,9 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use super::access_token::{AccessToken, Grant, LifetimePolicy, Moment};
+use super::client_auth::Credentials;
 use super::token_cache::{Exchange, TokenCache, TokenHandle, TokenKey};
-use super::token_endpoint::{Credentials, TokenEndpoint};
+use super::token_endpoint::TokenEndpoint;
 use super::token_error::TokenError;
 use crate::backoff::Backoff;
 use crate::metrics::{FetchOutcome, TokenMetrics, Trigger};
@@ -157,7 +158,7 @@ impl Refresher {
 
     async fn attempt(&mut self) -> Result<Grant, TokenError> {
         let tried = self.credentials.take();
-        let credentials = self.endpoint.credentials()?;
+        let credentials = self.endpoint.credentials()?.swap_remove(0);
         if tried.is_some_and(|tried| !tried.is_same_as(&credentials)) {
             // What was learnt of the old ones says nothing of these.
             self.failures.of_class = 0;
@@ -285,7 +286,7 @@ impl Refresher {
                 return;
             }
             let changed = match (self.endpoint.credentials(), &self.credentials) {
-                (Ok(present), Some(tried)) => !present.is_same_as(tried),
+                (Ok(present), Some(tried)) => !present[0].is_same_as(tried),
                 (Ok(_), None) => true,
                 (Err(_), _) => false,
             };

@@ -5,6 +5,7 @@ use std::iter;
 use std::path::Path;
 
 use bearerd::config::{Config, ConfigError, Flags, Inputs};
+use bearerd::oauth::token_endpoint::Location;
 use tempfile::TempDir;
 
 /// Stands for a secret that somebody wrote where none belongs.
@@ -79,7 +80,13 @@ fn check(config: &Config) {
     assert!(config.proxy.drain_delay < config.proxy.drain_timeout);
     assert!(!config.proxy.header_timeout.is_zero());
     assert!((8 * 1024..=1024 * 1024).contains(&config.proxy.max_header_bytes));
-    for url in [&config.upstream.url, &config.credential.endpoint.url] {
+    let endpoint = &config.credential.endpoint;
+    let token_url = match &endpoint.location {
+        Location::Url(url) => Some(url),
+        Location::Issuer(_) => None,
+    };
+    let urls = [token_url, endpoint.revoke_url.as_ref()];
+    for url in urls.into_iter().flatten().chain([&config.upstream.url]) {
         let scheme = url.scheme_str().unwrap_or_default();
         let authority = url.authority().map_or("", |authority| authority.as_str());
         assert!(matches!(scheme, "http" | "https"), "{url}");
