@@ -95,7 +95,7 @@ const ONLY_HERE: [(&str, &[&str], &str); 10] = [
     ),
     (
         "client_secret.expose()",
-        &["src/oauth/client_auth.rs", "src/oauth/token_endpoint.rs"],
+        &["src/oauth/client_auth.rs", "src/oauth/client_assertion.rs"],
         "a secret is exposed where it goes onto the wire",
     ),
 ];

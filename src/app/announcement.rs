@@ -35,7 +35,7 @@ impl App {
             info!(
                 "token  {}: client_credentials at {} as client_id {}, scope {:?}",
                 token.label,
-                endpoint.url,
+                endpoint.location,
                 match &endpoint.client_id {
                     ClientId::Inline(client_id) => format!("{client_id:?}"),
                     ClientId::File(file) => format!("of {file}"),

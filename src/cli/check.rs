@@ -118,16 +118,17 @@ async fn check_upstream(config: &UpstreamConfig) -> Exit {
 async fn fetch(config: &Config, token: &TokenConfig) -> Result<Grant, TokenError> {
     let endpoint = config.credentials[token.credential].token_endpoint()?;
     let endpoint = endpoint.for_scope(token.scope.clone());
-    let mut refusal = None;
-    for credentials in endpoint.credentials()? {
-        match endpoint.fetch(&credentials).await {
-            Err(error) if error.refuses_client() => {
-                refusal.get_or_insert(error);
-            }
+    let credentials = endpoint.credentials()?;
+    #[expect(clippy::expect_used, reason = "never none, by contract")]
+    let (last, others) = credentials.split_last().expect("credentials");
+    for credentials in others {
+        match endpoint.fetch(credentials).await {
+            // The next secret of the list may be the one.
+            Err(error) if error.refuses_credentials() => {}
             result => return result,
         }
     }
-    Err(refusal.unwrap_or(TokenError::BrokenOff))
+    endpoint.fetch(last).await
 }
 
 fn lifetime_text(grant: &Grant) -> String {
@@ -139,7 +140,7 @@ fn lifetime_text(grant: &Grant) -> String {
 
 fn token_exit(error: &TokenError) -> Exit {
     match error {
-        TokenError::Secret(_) | TokenError::Tls(_) => Exit::Config,
+        TokenError::Secret(_) | TokenError::Assertion(_) | TokenError::Tls(_) => Exit::Config,
         error if error.is_permanent() => Exit::NoPermission,
         _ => Exit::Unavailable,
     }

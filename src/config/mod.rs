@@ -3,6 +3,7 @@
 //! The parts own their settings ([`GuardConfig`], [`UpstreamConfig`], [`CredentialConfig`] …); this folder reads the
 //! tables they are written in and resolves them. A secret is never written in the file, only where it is.
 
+mod client_auth;
 mod connect;
 mod credential;
 pub mod error;

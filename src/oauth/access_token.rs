@@ -67,12 +67,12 @@ pub struct Grant {
     pub fingerprint: String,
     /// As granted, fit for a log; none if the answer did not say, which means as asked.
     pub scope: Option<String>,
+    /// What was asked for and not granted, where that is to be told: scopes separated by spaces.
+    pub missing_scope: Option<String>,
     /// Counted from the start of the request, 1 s or more. `None` is a token that was over when it came: it is used
     /// once.
     pub lifetime: Option<Duration>,
-    /// What was asked for and not granted, where that is to be told.
-    pub missing_scope: Option<String>,
-    /// The clock of the authorization server as it answered, if it said.
+    /// The server's clock when it answered, in whole seconds, if it said so.
     pub server_date: Option<SystemTime>,
 }
 
@@ -322,8 +322,8 @@ mod tests {
             authorization: HeaderValue::from_static("Bearer t"),
             fingerprint: "e3b0c442".into(),
             scope: None,
-            lifetime: lifetime.map(Duration::from_secs),
             missing_scope: None,
+            lifetime: lifetime.map(Duration::from_secs),
             server_date: None,
         };
         (

@@ -17,14 +17,18 @@
 //! tried while the old token serves, and if the server does not know it, the old one is used on.
 //!
 //! A token request reads id and secret at that moment ([`token_endpoint`]), and proves who we are by one method
-//! ([`client_auth`]).
+//! ([`client_auth`], [`client_assertion`]). Where the token endpoint is, the configuration says or the issuer does
+//! ([`metadata`]).
 
 pub mod access_token;
+pub mod client_assertion;
 pub mod client_auth;
 mod failures;
+pub mod metadata;
 pub mod refresher;
 mod rejection;
 mod rotation;
+mod round_trip;
 pub mod standing;
 pub mod token_cache;
 pub mod token_endpoint;
@@ -57,9 +61,9 @@ pub struct CredentialConfig {
     pub policy: RefreshPolicy,
     /// To the token endpoint.
     pub connect: ConnectConfig,
-    /// Whether a request is sent once more after a 401 of the upstream.
+    /// Whether a request may be sent once more, with a new token, after the upstream refused the one it had.
     pub replay_on_401: bool,
-    /// Statuses by which the upstream refuses a token.
+    /// The statuses of the upstream, all 4xx, that say that a token is not accepted.
     pub invalidate_on_status: Vec<StatusCode>,
 }
 

@@ -8,16 +8,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::access_token::{AccessToken, Grant, LifetimePolicy, Moment};
+use super::client_auth::Credentials;
 use super::failures::Failures;
 use super::rejection::Rejections;
 use super::rotation::Rotation;
 use super::standing::Standing;
 use super::token_cache::{Exchange, TokenCache, TokenHandle, TokenKey};
-use super::token_endpoint::{Credentials, TokenEndpoint};
+use super::token_endpoint::TokenEndpoint;
 use super::token_error::TokenError;
 use crate::metrics::{FetchOutcome, SecretReload, TokenMetrics, Trigger};
 use waiting::Next;
@@ -39,6 +40,8 @@ pub struct RefreshPolicy {
     pub max_waiting: usize,
     /// Whether a token is renewed though no request has used it.
     pub renew_unused: bool,
+    /// Whether the last token is revoked (RFC 7009) when nobody wants another.
+    pub revoke_at_end: bool,
 }
 
 /// What a refresher is told from outside.
@@ -152,7 +155,7 @@ impl Refresher {
             self.failures.forget_backoff();
         }
         let refusal = match self.fetch(&candidates.first, trigger).await {
-            Err(error) if error.refuses_client() => error,
+            Err(error) if error.refuses_credentials() => error,
             result => {
                 if result.is_ok() {
                     let outcome = self.rotation.accepted(candidates.first, None);
@@ -163,7 +166,7 @@ impl Refresher {
         };
         for credentials in candidates.others {
             match self.fetch(&credentials, trigger).await {
-                Err(error) if error.refuses_client() => {}
+                Err(error) if error.refuses_credentials() => {}
                 result => {
                     if result.is_ok() {
                         let outcome = self.rotation.accepted(credentials, Some(refusal));
@@ -333,17 +336,18 @@ impl Refresher {
 
     /// Gives the token back, where that is configured, and leaves nothing behind.
     async fn end(self) {
+        self.exchange.metrics.set_available(false);
         if let Some(token) = self.cache.remove(&self.key).await
+            && self.policy.revoke_at_end
             && token.is_usable(Moment::now())
-            && self.endpoint.revokes_on_shutdown()
             && let Some(credentials) = self.rotation.proven()
         {
-            let authorization = token.authorization();
-            let revocation = self.endpoint.revoke(credentials, &authorization);
-            match timeout(REVOCATION_TIMEOUT, revocation).await {
-                Ok(Ok(())) => info!(token = self.key.label(), "token revoked"),
-                Ok(Err(error)) => warn!(token = self.key.label(), %error, "token not revoked"),
-                Err(_) => warn!(token = self.key.label(), "token not revoked in time"),
+            let revocation = self
+                .endpoint
+                .revoke(credentials, &token, REVOCATION_TIMEOUT);
+            match revocation.await {
+                Ok(()) => info!(token = self.key.label(), "token revoked"),
+                Err(error) => warn!(token = self.key.label(), %error, "token not revoked"),
             }
         }
         self.standing.send_replace(Standing::Ended);

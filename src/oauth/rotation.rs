@@ -8,7 +8,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::token_endpoint::{Credentials, TokenEndpoint};
+use super::client_auth::Credentials;
+use super::token_endpoint::TokenEndpoint;
 use super::token_error::TokenError;
 use crate::metrics::SecretReload;
 use crate::secret::SecretError;

@@ -11,10 +11,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::access_token::LifetimePolicy;
-use super::client_auth::{BasicEncoding, ClientAuth};
+use super::client_auth::{BasicEncoding, ClientAuth, SecretMethod};
 use super::refresher::{RefreshPolicy, Refresher, Signals};
 use super::token_cache::{TokenCache, TokenHandle, TokenKey};
-use super::token_endpoint::{ClientId, TokenEndpoint, TokenEndpointConfig};
+use super::token_endpoint::{
+    ClientId, Location, ScopeDowngrade, TokenEndpoint, TokenEndpointConfig,
+};
 use crate::metrics::Metrics;
 use crate::net::client::{HttpClient, PoolConfig};
 use crate::net::connect::Connector;
@@ -33,6 +35,7 @@ pub(super) const POLICY: RefreshPolicy = RefreshPolicy {
     wait_timeout: secs(5),
     max_waiting: 1024,
     renew_unused: true,
+    revoke_at_end: false,
 };
 
 pub(super) const fn secs(seconds: u64) -> Duration {
@@ -42,15 +45,15 @@ pub(super) const fn secs(seconds: u64) -> Duration {
 /// A token endpoint as configured, with its secret in `secret`.
 pub(super) fn config(secret: SecretSource) -> TokenEndpointConfig {
     TokenEndpointConfig {
-        url: "http://as.example/o/token/".parse().unwrap(),
+        location: Location::Url("http://as.example/o/token/".parse().unwrap()),
+        revoke_url: None,
         client_id: ClientId::Inline("sidecar".into()),
-        client_secret: secret,
-        client_auth: ClientAuth::ClientSecretBasic,
-        basic_encoding: BasicEncoding::Form,
+        client_auth: ClientAuth::Secrets(SecretMethod::Basic(BasicEncoding::Form), vec![secret]),
         scope: None,
         audience: Vec::new(),
         resource: Vec::new(),
         extra_params: Vec::new(),
+        on_scope_downgrade: ScopeDowngrade::Warn,
         request_timeout: secs(10),
         default_lifetime: secs(300),
         max_lifetime: secs(86_400),

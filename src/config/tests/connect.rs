@@ -34,7 +34,7 @@ fn how_to_connect_is_set_for_each_server() {
     );
     let credential = format!("{identity}proxy_url = \"http://proxy\"\nno_proxy = \"*\"");
     let config = load(&minimal(&secret, "", &upstream, &credential)).unwrap();
-    let connect = config.upstream.connect;
+    let connect = config.upstreams[0].connect.clone();
     let files: Vec<_> = connect.files().collect();
     assert_eq!(files, [cert.path(), cert.path(), key.path()]);
     assert_eq!(
@@ -46,16 +46,16 @@ fn how_to_connect_is_set_for_each_server() {
     let proxy = connect.proxy.unwrap();
     assert_eq!(proxy.url.authority().unwrap(), "[::1]:3128");
     assert!(proxy.is_for("api.payments.example") && !proxy.is_for("x.internal.example"));
-    let connect = config.credential.connect;
+    let connect = config.credentials[0].connect.clone();
     let files: Vec<_> = connect.files().collect();
     assert_eq!(files, [cert.path(), key.path()]);
     assert!(!connect.proxy.unwrap().is_for("auth.payments.example"));
     assert!(config.warnings.is_empty());
     let config = load(&minimal(&secret, "", "", "")).unwrap();
-    let (upstream, credential) = (config.upstream.connect, config.credential.connect);
+    let (upstream, credential) = (&config.upstreams[0].connect, &config.credentials[0].connect);
     assert_eq!(upstream.dns_refresh, Duration::from_secs(30));
     assert_eq!(credential.dns_refresh, Duration::ZERO);
-    assert_eq!((upstream.files().count(), credential.proxy), (0, None));
+    assert_eq!((upstream.files().count(), &credential.proxy), (0, &None));
 }
 
 /// Asserts that each of these lines, in either table, is refused so, at this key.
