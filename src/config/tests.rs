@@ -7,6 +7,9 @@ use crate::oauth::client_auth::{BasicEncoding, ClientAuth, SecretMethod};
 use crate::oauth::token_endpoint::ClientId;
 use crate::secret::SecretSource;
 
+#[path = "credential_tests.rs"]
+mod credential;
+
 const EXAMPLE: &str = include_str!("../../config.example.toml");
 
 fn file(text: &str) -> NamedTempFile {

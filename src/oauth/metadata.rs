@@ -345,3 +345,7 @@ impl MetadataError {
         })
     }
 }
+
+#[cfg(test)]
+#[path = "metadata_tests.rs"]
+mod tests;
