@@ -126,7 +126,7 @@ fn two_proofs_are_a_mistake_and_so_is_the_proof_of_another_method() {
             "client_assertion_file",
         ),
         (
-            format!("client_auth = \"tls_client_auth\"\nclient_secret_env = \"X\""),
+            "client_auth = \"tls_client_auth\"\nclient_secret_env = \"X\"".to_owned(),
             "client_secret_env is not for client_auth = \"tls_client_auth\"".to_owned(),
             "client_secret_basic",
         ),
