@@ -66,7 +66,7 @@ fn run(setup: &Setup, arguments: &[&str]) -> Ended {
     Process::run(&[&["--config", &config], arguments].concat(), &[])
 }
 
-/// C-14, C-43, E-01: each request has an assertion of its own, signed with the key that is there at that moment.
+/// C-14, C-43: each request has an assertion of its own, signed with the key that is there at that moment.
 #[test]
 fn a_private_key_signs_each_request_and_can_be_replaced() {
     let (upstream, auth) = (Upstream::ok(), AuthorizationServer::issuing_for(2.0));
