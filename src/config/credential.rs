@@ -4,14 +4,18 @@ use http::{StatusCode, Uri};
 use url::Url;
 
 use super::client_auth::{client_auth, read};
+use super::connect::{ConnectSettings, is_read_by_a_proxy};
 use super::error::Problem;
 use super::setting::{
-    Problems, as_uri, ca_file, checked_url, choice, count_or_zero, duration, duration_or_zero,
-    flag, list, missing, parsed, share,
+    Problems, as_uri, checked_url, choice, count_or_zero, duration, duration_or_zero, flag, list,
+    missing, parsed, share,
 };
 use super::tables::{CredentialTable, Flag, List, Map, Numbers, Setting, Text};
+use crate::net::connect::ConnectConfig;
+use crate::net::tls::HttpVersions;
 use crate::oauth::CredentialConfig;
 use crate::oauth::access_token::LifetimePolicy;
+use crate::oauth::client_auth::ClientAuth;
 use crate::oauth::metadata::{Issuer, is_confidential};
 use crate::oauth::refresher::RefreshPolicy;
 use crate::oauth::token_endpoint::{ClientId, Location, ScopeDowngrade, TokenEndpointConfig};
@@ -23,18 +27,17 @@ pub(super) fn credential(
     problems: &mut Problems,
 ) -> Option<CredentialConfig> {
     let place = format!("credential.{name}");
+    let connect = connect(&mut table, problems);
     let client_auth = client_auth(&mut table, &place, problems);
-    let allow_insecure = flag(table.allow_insecure_token_url, false);
-    let location = location(
-        table.token_url,
-        table.issuer,
-        allow_insecure,
-        &place,
-        problems,
-    );
+    check_certificate(client_auth.as_ref(), &connect, &place, problems);
+    let reach = Reach {
+        connect: &connect,
+        allow_insecure: flag(table.allow_insecure_token_url, false),
+    };
+    let location = location(table.token_url, table.issuer, reach, &place, problems);
     let revoke_url = table
         .revoke_url
-        .and_then(|url| endpoint_url(&url, "revocation", allow_insecure, problems));
+        .and_then(|url| endpoint_url(&url, "revocation", reach, problems));
     let is_discovered = matches!(location, Some(Location::Issuer(_)));
     let revoke_on_shutdown = revoke_on_shutdown(
         table.revoke_on_shutdown,
@@ -51,6 +54,8 @@ pub(super) fn credential(
         lifetime,
         wait_timeout: duration_or_zero(table.wait_timeout, "5s", problems),
         max_waiting: count_or_zero(table.max_waiting, 1024),
+        renew_unused: true,
+        revoke_at_end: revoke_on_shutdown,
     };
     let scope = parsed(table.scope, problems, scope);
     let resource = resources(table.resource, problems);
@@ -66,8 +71,6 @@ pub(super) fn credential(
     );
     let invalidate_on_status = invalidate_on_status(table.invalidate_on_status, problems);
     let request_timeout = duration(table.request_timeout, "10s", problems);
-    let connect_timeout = duration(table.connect_timeout, "2s", problems);
-    let ca_file = ca_file(table.ca_file, problems);
     let endpoint = TokenEndpointConfig {
         location: location?,
         revoke_url,
@@ -86,18 +89,85 @@ pub(super) fn credential(
         name,
         endpoint,
         policy,
-        connect_timeout,
-        ca_file,
-        revoke_on_shutdown,
+        connect,
         replay_on_401: flag(table.replay_on_401, true),
         invalidate_on_status,
     })
 }
 
+fn connect(table: &mut CredentialTable, problems: &mut Problems) -> ConnectConfig {
+    let settings = ConnectSettings {
+        connect_timeout: table.connect_timeout.take(),
+        default_timeout: "2s",
+        ca_file: table.ca_file.take(),
+        client_cert_file: table.client_cert_file.take(),
+        client_key_file: table.client_key_file.take(),
+        server_name: None,
+        proxy_url: table.proxy_url.take(),
+        no_proxy: table.no_proxy.take(),
+        dns_refresh: None,
+        // One look-up an hour is nothing to save.
+        default_dns_refresh: "0s",
+        versions: HttpVersions::Http1,
+    };
+    let url = table.token_url.as_ref().or(table.issuer.as_ref());
+    let url = url.and_then(|url| url.value.parse().ok());
+    settings.checked(url.as_ref(), problems)
+}
+
+/// A certificate proves who we are only where there is one.
+fn check_certificate(
+    client_auth: Option<&ClientAuth>,
+    connect: &ConnectConfig,
+    place: &str,
+    problems: &mut Problems,
+) {
+    if let Some(client_auth) = client_auth
+        && client_auth.demands_client_certificate()
+        && connect.tls.client_identity.is_none()
+    {
+        let message = format!("missing `client_cert_file` and `client_key_file` in [{place}]");
+        let problem = Problem::new(message);
+        problems.push(problem.hint("this client_auth is proved by a client certificate"));
+    }
+}
+
+/// How the addresses of an authorization server may be reached.
+#[derive(Clone, Copy)]
+struct Reach<'a> {
+    connect: &'a ConnectConfig,
+    allow_insecure: bool,
+}
+
+impl Reach<'_> {
+    /// Tells who could read what is sent to `url`, unless that is allowed.
+    fn check(
+        self,
+        setting: &Setting<String>,
+        url: &Url,
+        uri: &Uri,
+        risk: &str,
+        problems: &mut Problems,
+    ) {
+        let by_proxy = is_read_by_a_proxy(self.connect, uri);
+        if self.allow_insecure || (is_confidential(url) && !by_proxy) {
+            return;
+        }
+        let (message, how) = if by_proxy {
+            (format!("through a proxy, {risk}"), "use https or no_proxy")
+        } else {
+            (risk.to_owned(), "use https")
+        };
+        problems.push(Problem::at(&setting.origin, message).hint(format!(
+            "{how}, or set allow_insecure_token_url = true if you know better"
+        )));
+    }
+}
+
 fn location(
     token_url: Text,
     issuer: Text,
-    allow_insecure: bool,
+    reach: Reach<'_>,
     place: &str,
     problems: &mut Problems,
 ) -> Option<Location> {
@@ -109,10 +179,8 @@ fn location(
             ));
             None
         }
-        (Some(url), None) => {
-            endpoint_url(&url, "token", allow_insecure, problems).map(Location::Url)
-        }
-        (None, Some(issuer)) => discovered(&issuer, allow_insecure, problems).map(Location::Issuer),
+        (Some(url), None) => endpoint_url(&url, "token", reach, problems).map(Location::Url),
+        (None, Some(issuer)) => discovered(&issuer, reach, problems).map(Location::Issuer),
         (None, None) => {
             problems.push(missing("token_url", place, "BEARERD_TOKEN_URL"));
             None
@@ -124,34 +192,26 @@ fn location(
 fn endpoint_url(
     setting: &Setting<String>,
     kind: &str,
-    allow_insecure: bool,
+    reach: Reach<'_>,
     problems: &mut Problems,
 ) -> Option<Uri> {
     let url = checked_url(setting, problems)?;
-    if !is_confidential(&url) && !allow_insecure {
-        let message = format!("the {kind} endpoint would get the client secret unencrypted");
-        problems.push(
-            Problem::at(&setting.origin, message)
-                .hint("use https, or set allow_insecure_token_url = true if you know better"),
-        );
-    }
-    as_uri(setting, problems)
+    let uri = as_uri(setting, problems)?;
+    let risk = format!("the {kind} endpoint would get the client secret unencrypted");
+    reach.check(setting, &url, &uri, &risk, problems);
+    Some(uri)
 }
 
 fn discovered(
     setting: &Setting<String>,
-    allow_insecure: bool,
+    reach: Reach<'_>,
     problems: &mut Problems,
 ) -> Option<Issuer> {
     let url = checked_url(setting, problems)?;
-    if !is_confidential(&url) && !allow_insecure {
-        let message = "metadata without TLS can be forged, and leads the client secret anywhere";
-        problems.push(
-            Problem::at(&setting.origin, message)
-                .hint("use https, or set allow_insecure_token_url = true if you know better"),
-        );
-    }
-    let issuer = Issuer::new(&setting.value, allow_insecure);
+    let uri = as_uri(setting, problems)?;
+    let risk = "metadata without TLS can be forged, and leads the client secret anywhere";
+    reach.check(setting, &url, &uri, risk, problems);
+    let issuer = Issuer::new(&setting.value, reach.allow_insecure);
     if issuer.is_none() {
         let message = "not an issuer identifier: it must be a URL without query (RFC 8414 §2)";
         problems.push(Problem::at(&setting.origin, message));
@@ -218,7 +278,7 @@ fn client_id(inline: Text, file: Text, place: &str, problems: &mut Problems) -> 
 }
 
 /// `scope-token`s (RFC 6749 §3.3).
-fn scope(text: &str) -> Result<String, String> {
+pub(super) fn scope(text: &str) -> Result<String, String> {
     let is_token = |token: &str| {
         token
             .bytes()

@@ -16,14 +16,16 @@ fn with(lines: &str) -> Result<Config, String> {
 
 /// The same with a token URL.
 fn client_auth(lines: &str) -> Result<ClientAuth, String> {
-    with(&format!("{TOKEN_URL}{lines}")).map(|config| config.credential.endpoint.client_auth)
+    let config = with(&format!("{TOKEN_URL}{lines}"))?;
+    Ok(config.credentials[0].endpoint.client_auth.clone())
 }
 
 /// With a client secret and these lines, or the message that tells what is wrong.
 fn credential(lines: &str) -> Result<CredentialConfig, String> {
     let secret = secret();
     let secret = secret.path().display();
-    with(&format!("client_secret_file = \"{secret}\"\n{lines}")).map(|config| config.credential)
+    let config = with(&format!("client_secret_file = \"{secret}\"\n{lines}"))?;
+    Ok(config.credentials[0].clone())
 }
 
 /// A private key of P-256.
@@ -33,6 +35,16 @@ fn private_key() -> NamedTempFile {
 
 fn assertion() -> NamedTempFile {
     file("e30.e30.c2ln\n")
+}
+
+/// A client certificate and its key, and the lines that name them.
+fn certificate() -> ([NamedTempFile; 2], String) {
+    let names = vec!["shop".to_owned()];
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(names).unwrap();
+    let (certificate, key) = (file(&cert.pem()), file(&signing_key.serialize_pem()));
+    let lines = line("client_cert_file", &certificate) + &line("client_key_file", &key);
+    ([certificate, key], lines)
 }
 
 /// A line that names a file.
@@ -82,6 +94,7 @@ fn each_method_takes_the_settings_that_are_its_own() {
         client_auth(&lines).unwrap(),
         ClientAuth::AssertionFile(source(&assertion))
     );
+    let (_files, certificate) = certificate();
     for (word, method) in [
         ("tls_client_auth", ClientAuth::TlsClientAuth),
         (
@@ -89,10 +102,8 @@ fn each_method_takes_the_settings_that_are_its_own() {
             ClientAuth::SelfSignedTlsClientAuth,
         ),
     ] {
-        assert_eq!(
-            client_auth(&format!("client_auth = \"{word}\"")),
-            Ok(method)
-        );
+        let lines = format!("client_auth = \"{word}\"\n{certificate}");
+        assert_eq!(client_auth(&lines), Ok(method));
     }
 }
 
@@ -103,6 +114,7 @@ fn two_proofs_are_a_mistake_and_so_is_the_proof_of_another_method() {
     let secret = line("client_secret_file", &secret);
     let key = line("private_key_file", &key);
     let assertion = line("client_assertion_file", &assertion);
+    let (_files, certificate) = certificate();
     let basic = "client_auth = \"client_secret_basic\"";
     for (lines, told, hint) in [
         (
@@ -126,7 +138,7 @@ fn two_proofs_are_a_mistake_and_so_is_the_proof_of_another_method() {
             "client_assertion_file",
         ),
         (
-            "client_auth = \"tls_client_auth\"\nclient_secret_env = \"X\"".to_owned(),
+            format!("client_auth = \"tls_client_auth\"\n{certificate}client_secret_env = \"X\""),
             "client_secret_env is not for client_auth = \"tls_client_auth\"".to_owned(),
             "client_secret_basic",
         ),
@@ -158,10 +170,9 @@ fn two_proofs_are_a_mistake_and_so_is_the_proof_of_another_method() {
 fn a_proof_that_is_missing_or_cannot_be_used_is_told() {
     let key = private_key();
     let key = line("private_key_file", &key);
-    let no_key = file("c4n4ry");
-    let no_key = line("private_key_file", &no_key);
-    let no_assertion = file("c4n4ry");
-    let no_assertion = line("client_assertion_file", &no_assertion);
+    let neither = file("c4n4ry");
+    let no_key = line("private_key_file", &neither);
+    let no_assertion = line("client_assertion_file", &neither);
     let by_key = "client_auth = \"private_key_jwt\"\n";
     let by_file = "client_auth = \"client_assertion_file\"\n";
     for (lines, told, hint) in [
@@ -169,6 +180,11 @@ fn a_proof_that_is_missing_or_cannot_be_used_is_told() {
             "client_auth = \"client_secret_post\"".to_owned(),
             "missing `client_secret_file` in [credential.payments]",
             "BEARERD_CLIENT_SECRET_FILE",
+        ),
+        (
+            "client_auth = \"tls_client_auth\"".to_owned(),
+            "missing `client_cert_file` and `client_key_file` in",
+            "client certificate",
         ),
         (
             by_key.to_owned(),
@@ -312,7 +328,7 @@ fn a_variable_for_the_token_url_replaces_the_issuer_of_the_file() {
     let variables = [("BEARERD_TOKEN_URL", "https://other.example/t")];
     let config = load_with(&text, Flags::default(), &variables).unwrap();
     let url = Location::Url("https://other.example/t".parse().unwrap());
-    assert_eq!(config.credential.endpoint.location, url);
+    assert_eq!(config.credentials[0].endpoint.location, url);
 }
 
 #[test]
@@ -321,18 +337,20 @@ fn revocation_needs_an_endpoint() {
     let issuer = "issuer = \"https://as.example\"\n";
     let on = "revoke_on_shutdown = true";
     let config = credential(&format!("{TOKEN_URL}{url}{on}")).unwrap();
-    assert!(config.revoke_on_shutdown);
+    assert!(config.policy.revoke_at_end);
     let expected = Some("https://as.example/r".parse().unwrap());
     assert_eq!(config.endpoint.revoke_url, expected);
     assert!(
         credential(&format!("{issuer}{on}"))
             .unwrap()
-            .revoke_on_shutdown
+            .policy
+            .revoke_at_end
     );
     assert!(
         !credential(&format!("{TOKEN_URL}{url}"))
             .unwrap()
-            .revoke_on_shutdown
+            .policy
+            .revoke_at_end
     );
     for (lines, told) in [
         (on, "revoke_on_shutdown without a revocation endpoint"),
@@ -355,7 +373,7 @@ fn revocation_needs_an_endpoint() {
 fn what_to_do_about_a_refused_token_and_a_smaller_scope() {
     let config = |lines: &str| credential(&format!("{TOKEN_URL}{lines}"));
     let defaults = config("").unwrap();
-    assert!(defaults.replay_on_401 && !defaults.revoke_on_shutdown);
+    assert!(defaults.replay_on_401 && !defaults.policy.revoke_at_end);
     assert_eq!(
         defaults.invalidate_on_status,
         [http::StatusCode::UNAUTHORIZED]

@@ -225,6 +225,7 @@ fn masked(line: &str) -> String {
     let is_suspicious = match key.trim().trim_matches('"') {
         // Where a secret is, and not the secret, unless another setting follows.
         "client_secret_file"
+        | "client_key_file"
         | "private_key_file"
         | "client_assertion_file"
         | "client_auth"
@@ -240,8 +241,8 @@ fn masked(line: &str) -> String {
         .iter()
         .any(|word| line.to_ascii_lowercase().contains(word)),
     };
-    // An inline table has names of the user's own.
-    if is_suspicious || line.contains(['@', '{']) {
+    // An inline table has names of the user's own; PEM stands in a file, and not here.
+    if is_suspicious || line.contains(['@', '{']) || line.contains("-----BEGIN") {
         format!("{key}= ***")
     } else {
         line.to_owned()

@@ -91,7 +91,7 @@ impl Inputs {
     }
 
     /// The configuration file, if one is named.
-    pub(super) fn file(&self) -> Option<PathBuf> {
+    pub fn file(&self) -> Option<PathBuf> {
         let flag = self.flags.config.clone();
         flag.or_else(|| self.variable("BEARERD_CONFIG").map(PathBuf::from))
     }

@@ -1,6 +1,7 @@
 //! Client authentication: how we prove to the authorization server who we are (RFC 6749 §2.3). One method is configured,
 //! never two are sent, none is probed.
 
+use std::path::Path;
 use std::time::SystemTime;
 
 use base64::Engine;
@@ -68,6 +69,17 @@ impl ClientAuth {
     /// Whether the connection proves who we are, so that there must be a client certificate.
     pub fn demands_client_certificate(&self) -> bool {
         matches!(self, Self::TlsClientAuth | Self::SelfSignedTlsClientAuth)
+    }
+
+    /// Every file that is read for the proof.
+    pub fn files(&self) -> Vec<&Path> {
+        let secrets = match self {
+            Self::Secrets(_, secrets) => secrets.as_slice(),
+            Self::PrivateKeyJwt(key) => std::slice::from_ref(&key.file),
+            Self::AssertionFile(file) => std::slice::from_ref(file),
+            Self::TlsClientAuth | Self::SelfSignedTlsClientAuth => &[],
+        };
+        secrets.iter().filter_map(SecretSource::path).collect()
     }
 
     /// Reads the proofs as they are now, in their order; never none. Of several secrets those that cannot be read are

@@ -6,6 +6,8 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexStream};
 use tokio::sync::{mpsc, watch};
@@ -13,7 +15,7 @@ use tokio::time::Instant;
 
 use super::access_token::{AccessToken, Grant, LifetimePolicy, Moment};
 use super::client_auth::{BasicEncoding, ClientAuth, SecretMethod};
-use super::refresher::{RefreshPolicy, Refresher};
+use super::refresher::{RefreshPolicy, Refresher, Signals};
 use super::token_cache::{TokenCache, TokenHandle, TokenKey};
 use super::token_endpoint::{
     ClientId, Location, ScopeDowngrade, TokenEndpoint, TokenEndpointConfig,
@@ -35,6 +37,8 @@ pub(super) const POLICY: RefreshPolicy = RefreshPolicy {
     },
     wait_timeout: secs(5),
     max_waiting: 1024,
+    renew_unused: true,
+    revoke_at_end: false,
 };
 
 pub(super) const fn secs(seconds: u64) -> Duration {
@@ -144,22 +148,36 @@ pub(super) struct Seen {
     pub text: String,
 }
 
+/// The value of the Basic scheme for this secret of the client of [`config`].
+pub(super) fn basic(secret: &str) -> String {
+    STANDARD.encode(format!("sidecar:{secret}"))
+}
+
 /// Answers every token request, and remembers it.
+#[derive(Clone)]
 pub(super) struct AuthorizationServer(watch::Receiver<Vec<Seen>>);
 
 impl AuthorizationServer {
     /// The `n`th request on `connections`, from 1, is answered with `script(n)`.
     pub(super) fn start(
-        mut connections: mpsc::UnboundedReceiver<DuplexStream>,
+        connections: mpsc::UnboundedReceiver<DuplexStream>,
         mut script: impl FnMut(usize) -> Answer + Send + 'static,
+    ) -> Self {
+        Self::start_by(connections, move |n, _| script(n))
+    }
+
+    /// The same, by what the request says.
+    pub(super) fn start_by(
+        mut connections: mpsc::UnboundedReceiver<DuplexStream>,
+        mut script: impl FnMut(usize, &str) -> Answer + Send + 'static,
     ) -> Self {
         let (seen, receiver) = watch::channel(Vec::new());
         tokio::spawn(async move {
             while let Some(mut stream) = connections.recv().await {
                 let text = read_request(&mut stream).await;
                 let at = Instant::now();
+                let answer = script(seen.borrow().len() + 1, &text);
                 seen.send_modify(|seen| seen.push(Seen { at, text }));
-                let answer = script(seen.borrow().len());
                 tokio::spawn(async move {
                     if !answer.after.is_zero() {
                         tokio::time::sleep(answer.after).await;
@@ -257,6 +275,8 @@ pub(super) struct Rig {
     /// Holds the client secret.
     pub secret: tempfile::NamedTempFile,
     metrics: Arc<Metrics>,
+    files: watch::Sender<()>,
+    ended: mpsc::Receiver<()>,
 }
 
 impl Rig {
@@ -265,16 +285,30 @@ impl Rig {
         Self::with(POLICY, script)
     }
 
+    /// The same, and the server answers by what the request says.
+    pub(super) fn start_by(script: impl FnMut(usize, &str) -> Answer + Send + 'static) -> Self {
+        Self::with_by(POLICY, script)
+    }
+
     pub(super) fn with(
         policy: RefreshPolicy,
-        script: impl FnMut(usize) -> Answer + Send + 'static,
+        mut script: impl FnMut(usize) -> Answer + Send + 'static,
+    ) -> Self {
+        Self::with_by(policy, move |n, _| script(n))
+    }
+
+    fn with_by(
+        policy: RefreshPolicy,
+        script: impl FnMut(usize, &str) -> Answer + Send + 'static,
     ) -> Self {
         let secret = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(secret.path(), "s3cret").unwrap();
         let (client, connections) = client();
         let metrics = Metrics::new();
         let key = TokenKey {
+            label: "payments".into(),
             credential: "payments".into(),
+            edition: 0,
             scope: None,
             audience: Vec::new(),
             resource: Vec::new(),
@@ -285,19 +319,40 @@ impl Rig {
             request_timeout: secs(100),
             ..config(SecretSource::File(secret.path().into()))
         };
+        let (files, file_changes) = watch::channel(());
+        let (sender, ended) = mpsc::channel(1);
+        let signals = Signals {
+            files: file_changes,
+            ended: sender,
+        };
         let handle = Refresher::spawn(
             key,
             TokenEndpoint::new(config, client),
             policy,
             TokenCache::new(),
             metrics.token("payments"),
+            signals,
         );
         Self {
-            server: AuthorizationServer::start(connections, script),
+            server: AuthorizationServer::start_by(connections, script),
             handle,
             secret,
             metrics,
+            files,
+            ended,
         }
+    }
+
+    /// Changes the client secret, and tells of it.
+    pub(super) fn write_secret(&self, secret: &str) {
+        std::fs::write(self.secret.path(), secret).unwrap();
+        self.files.send_replace(());
+    }
+
+    /// Where refreshers tell that they ended unasked.
+    pub(super) fn take_ended(&mut self) -> mpsc::Receiver<()> {
+        let (_, none) = mpsc::channel(1);
+        std::mem::replace(&mut self.ended, none)
     }
 
     /// The token that a request gets, or why it gets none.

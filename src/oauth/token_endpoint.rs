@@ -2,6 +2,7 @@
 //! came of it (RFC 7009).
 
 use std::fmt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -63,7 +64,7 @@ pub enum ScopeDowngrade {
 }
 
 /// What every token request of one key says.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TokenEndpointConfig {
     pub location: Location,
     /// Where tokens are revoked; otherwise where the metadata says. The same rules as for the token endpoint.
@@ -83,6 +84,19 @@ pub struct TokenEndpointConfig {
     pub default_lifetime: Duration,
     /// The longest lifetime believed.
     pub max_lifetime: Duration,
+}
+
+impl TokenEndpointConfig {
+    /// Every file that is read at each token request.
+    pub fn files(&self) -> Vec<&Path> {
+        let client_id = match &self.client_id {
+            ClientId::File(file) => file.path(),
+            ClientId::Inline(_) => None,
+        };
+        let mut files = self.client_auth.files();
+        files.extend(client_id);
+        files
+    }
 }
 
 /// Asks for tokens, and revokes them.
@@ -134,6 +148,11 @@ impl TokenEndpoint {
             },
             shared: self.shared.clone(),
         }
+    }
+
+    /// Whether what proves who we are can change while the process runs.
+    pub fn reads_files(&self) -> bool {
+        !self.config.files().is_empty()
     }
 
     /// Reads id and proof as they are now: what may be tried, in this order, and never nothing. There is more than one

@@ -80,17 +80,27 @@ fn check(config: &Config) {
     assert!(config.proxy.drain_delay < config.proxy.drain_timeout);
     assert!(!config.proxy.header_timeout.is_zero());
     assert!((8 * 1024..=1024 * 1024).contains(&config.proxy.max_header_bytes));
-    let endpoint = &config.credential.endpoint;
-    let token_url = match &endpoint.location {
-        Location::Url(url) => Some(url),
-        Location::Issuer(_) => None,
-    };
-    let urls = [token_url, endpoint.revoke_url.as_ref()];
-    for url in urls.into_iter().flatten().chain([&config.upstream.url]) {
+    let mut urls: Vec<_> = config
+        .upstreams
+        .iter()
+        .map(|upstream| &upstream.url)
+        .collect();
+    for credential in &config.credentials {
+        let endpoint = &credential.endpoint;
+        if let Location::Url(url) = &endpoint.location {
+            urls.push(url);
+        }
+        urls.extend(&endpoint.revoke_url);
+    }
+    for url in urls {
         let scheme = url.scheme_str().unwrap_or_default();
         let authority = url.authority().map_or("", |authority| authority.as_str());
         assert!(matches!(scheme, "http" | "https"), "{url}");
         assert!(!authority.is_empty() && !authority.contains('@'), "{url}");
+    }
+    for route in &config.routes {
+        assert!(route.upstream < config.upstreams.len());
+        assert!(config.tokens[route.tokens].credential < config.credentials.len());
     }
 }
 
