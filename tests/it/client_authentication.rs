@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use base64::Engine;
@@ -11,8 +12,9 @@ use rcgen::{KeyPair, PublicKeyData};
 use serde_json::{Value, json};
 
 use crate::support::authorization_server::{CLIENT_ID, grant, json as answer};
+use crate::support::certificates::Authority;
 use crate::support::process::Ended;
-use crate::support::server::Request;
+use crate::support::server::{Request, Wire};
 use crate::support::{AuthorizationServer, Process, Setup, Upstream, eventually, wait_until};
 
 /// The parameters of a form, none of which may come twice.
@@ -339,4 +341,52 @@ fn a_smaller_scope_is_told_or_refused() {
             .contains("invalid_scope, attempt 1")
     });
     sidecar.get("/").assert_problem(503, "token_unavailable");
+}
+
+/// C-13: the connection proves it, with the key pair that is there when it is made; the form has the id alone.
+#[test]
+fn a_client_certificate_proves_it_and_can_be_replaced() {
+    let authority = Authority::new();
+    let presented: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+    let seen = presented.clone();
+    let auth = AuthorizationServer::scripted_over(
+        authority.server_of_clients("localhost"),
+        move |exchange| {
+            let Wire::Tls(tls) = exchange.wire.get_ref() else {
+                panic!("no TLS");
+            };
+            let certificates = tls.conn.peer_certificates().expect("a client certificate");
+            seen.lock().unwrap().push(certificates[0].to_vec());
+            exchange.send(grant(&format!("token-{}", exchange.number), 2.0))
+        },
+    );
+    let upstream = Upstream::ok();
+    let setup = Setup::between(&upstream, &auth);
+    let (certificate_file, key_file) = (setup.path("client.pem"), setup.path("client.key"));
+    let (first, second) = (authority.client("first"), authority.client("second"));
+    fs::write(&certificate_file, first.0.pem()).unwrap();
+    fs::write(&key_file, first.1.serialize_pem()).unwrap();
+    let token_url = format!("token_url = {:?}\n", auth.url());
+    let ca = line("ca_file", &authority.ca_file());
+    let certificate = line("client_cert_file", &certificate_file);
+    let key = line("client_key_file", &key_file);
+    let method = "client_auth = \"tls_client_auth\"";
+    let sidecar = setup
+        .credential_instead(&format!("{token_url}{ca}{certificate}{key}{method}"))
+        .start();
+    fs::write(&certificate_file, second.0.pem()).unwrap();
+    fs::write(&key_file, second.1.serialize_pem()).unwrap();
+    wait_until("the new certificate", || {
+        let presented = presented.lock().unwrap();
+        presented
+            .last()
+            .is_some_and(|last| last == second.0.der().as_ref())
+    });
+    assert_eq!(presented.lock().unwrap()[0], first.0.der().as_ref());
+    assert_eq!(sidecar.get("/").ok(), "ok");
+    for request in auth.requests().iter().filter(|request| request.is_over) {
+        assert_eq!(proofs(request), 0);
+        let body = String::from_utf8_lossy(&request.body.data);
+        assert_eq!(body, "grant_type=client_credentials&client_id=shop");
+    }
 }
