@@ -127,7 +127,7 @@ impl Refresher {
                 () = abandoned.closed() => break,
             };
             let standing = match result {
-                Ok(grant) => self.hold(grant, started).await,
+                Ok(grant) => self.hold(grant, started, trigger).await,
                 Err(error) => self.fail(error).await,
             };
             self.publish(standing);
@@ -210,7 +210,7 @@ impl Refresher {
         }
     }
 
-    async fn hold(&mut self, grant: Grant, requested: Moment) -> Standing {
+    async fn hold(&mut self, grant: Grant, requested: Moment, trigger: Trigger) -> Standing {
         let took = requested.monotonic.elapsed();
         self.failures = Failures::default();
         self.compare_clocks(&grant, took);
@@ -238,6 +238,7 @@ impl Refresher {
             &self.policy.lifetime,
             fastrand::f64(),
         )
+        .replacing(trigger == Trigger::Upstream401)
         .succeeding(before, Moment::now());
         let now = Instant::now();
         let mut next = token.renew_at().max(now + DEMAND_INTERVAL);

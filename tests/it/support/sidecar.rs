@@ -116,6 +116,13 @@ impl Setup {
         self.folder.path().join("client_secret")
     }
 
+    /// Has the client secret there, instead of where [`secret_file`](Self::secret_file) says.
+    pub fn secret_at(mut self, path: &Path) -> Self {
+        let own = self.secret_file().display().to_string();
+        self.credential = self.credential.replace(&own, &path.display().to_string());
+        self
+    }
+
     /// A path in its folder where nothing is.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
@@ -195,7 +202,7 @@ impl Setup {
         Running {
             ports: process.ports(),
             process,
-            _setup: self,
+            setup: self,
         }
     }
 }
@@ -335,8 +342,14 @@ impl Deref for Sidecar {
 pub struct Running {
     ports: Ports,
     pub process: Process,
-    /// Its files.
-    _setup: Setup,
+    setup: Setup,
+}
+
+impl Running {
+    /// Its configuration.
+    pub fn config_file(&self) -> PathBuf {
+        self.setup.path("bearerd.toml")
+    }
 }
 
 impl Deref for Running {
