@@ -64,6 +64,9 @@ mod exhaustion;
 // What all of it costs in memory.
 mod memory;
 
+// How the sidecar proves who it is, and finds out where.
+mod client_authentication;
+
 // How tokens are asked for, kept, renewed and replaced.
 mod tokens;
 

@@ -88,6 +88,12 @@ impl Setup {
         self
     }
 
+    /// The credential's table is these lines, and a `client_id` if they have none.
+    pub fn credential_instead(mut self, lines: &str) -> Self {
+        self.credential = format!("{lines}\n");
+        self
+    }
+
     /// Adds tables.
     pub fn tables(mut self, lines: &str) -> Self {
         let _ = writeln!(self.others, "{lines}");
