@@ -224,7 +224,9 @@ fn masked(line: &str) -> String {
     }
     let is_suspicious = match key.trim().trim_matches('"') {
         // Where a secret is, and not the secret, unless another setting follows.
-        "client_secret_file" | "token_url" => value.matches(['"', '\'']).count() > 2,
+        "client_secret_file" | "token_url" => {
+            value.matches(['"', '\'']).count() > 2 || value.contains('=')
+        }
         _ => ["secret", "password", "token", "key", "authorization"]
             .iter()
             .any(|word| line.to_ascii_lowercase().contains(word)),

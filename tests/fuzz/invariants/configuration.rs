@@ -121,10 +121,13 @@ fn is_told(text: &str) -> bool {
             return false;
         };
         let before = before.to_ascii_lowercase();
+        let is_value_of = |name: &&str| {
+            let after_name = before.split_once(name).map(|(_, rest)| rest);
+            after_name.is_some_and(|rest| rest.contains('='))
+        };
         let names_a_secret = ["client_secret", "password", "authorization", "api-key"]
             .iter()
-            .any(|name| before.contains(name))
-            && before.contains('=')
+            .any(is_value_of)
             && !before.contains("client_secret_file")
             // A choice among words, and a wrong one is told.
             && !before.trim_start().starts_with("client_auth");
