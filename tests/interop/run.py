@@ -21,6 +21,7 @@ from pathlib import Path
 from urllib.parse import quote_plus
 
 import certs
+import differential
 import protocols
 from harness import Bearerd, Django, Failure, expect, free_port, receive, send, wait_until
 
@@ -536,6 +537,13 @@ case("gRPC over HTTP/2 in clear text: messages, metadata, status and cancellatio
 case("gRPC, upstream over TLS")(protocols.grpc_over_tls)
 case("gRPC: bearerd's own refusals become the right status")(protocols.grpc_refusals)
 case("WebSocket: messages and closes pass, refused handshakes are ordinary answers")(protocols.websocket)
+
+
+# --- what servers read --------------------------------------------------------------------------------------
+
+
+# D-39
+case("five servers read what bearerd sends as the same requests")(differential.differential)
 
 
 # --- commands and the end -----------------------------------------------------------------------------------
