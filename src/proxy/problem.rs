@@ -116,7 +116,7 @@ pub(super) fn verdict(code: Code) -> Verdict {
             StatusCode::BAD_GATEWAY,
             "tls_protocol_error",
             "There is no TLS session with the upstream",
-            "Nothing was sent. A private CA needs [upstream] ca_file; the log says what did not verify.",
+            "The upstream has not seen the request. A private CA needs [upstream] ca_file; the log says what is wrong.",
         ),
         Code::UpstreamReset => (
             StatusCode::BAD_GATEWAY,

@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use super::certificates::Authority;
 use super::server::{Exchange, Request, Script, Server};
 use super::{PATIENCE, wait_until};
 
@@ -34,6 +35,7 @@ type Shared = Arc<(Mutex<Conduct>, Condvar)>;
 /// The server.
 pub struct AuthorizationServer {
     server: Server,
+    tls: Option<Authority>,
     conduct: Shared,
 }
 
@@ -65,6 +67,17 @@ impl AuthorizationServer {
         Self::with(Conduct::Answer(answer.as_ref().to_vec()))
     }
 
+    /// One behind TLS, with a certificate of an authority of its own, that issues `token-1`, `token-2`, … of an hour.
+    pub fn tls() -> Self {
+        let authority = Authority::new();
+        let auth = Self::with(Conduct::Issue(3600.0));
+        auth.set_tls(authority.server("127.0.0.1", &["http/1.1"]));
+        Self {
+            tls: Some(authority),
+            ..auth
+        }
+    }
+
     fn with(conduct: Conduct) -> Self {
         let conduct: Shared = Arc::new((Mutex::new(conduct), Condvar::new()));
         let shared = conduct.clone();
@@ -72,7 +85,11 @@ impl AuthorizationServer {
             exchange.body();
             answer(&shared, exchange)
         });
-        Self { server, conduct }
+        Self {
+            server,
+            tls: None,
+            conduct,
+        }
     }
 
     fn conduct(&self, conduct: Conduct) {
@@ -121,7 +138,13 @@ impl AuthorizationServer {
 
     /// The token endpoint.
     pub fn url(&self) -> String {
-        format!("http://{}/o/token/", self.address)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}/o/token/", self.address)
+    }
+
+    /// Who vouches for it.
+    pub fn authority(&self) -> Option<&Authority> {
+        self.tls.as_ref()
     }
 
     /// The one token request there has been.
