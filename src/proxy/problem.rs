@@ -104,7 +104,7 @@ pub(super) fn verdict(code: Code) -> Verdict {
             StatusCode::BAD_GATEWAY,
             "connection_refused",
             "The upstream cannot be reached",
-            "Nothing was sent. Check [upstream] url, and that the API is up.",
+            "Nothing was sent. Check [upstream] url and proxy_url, and that the API is up.",
         ),
         Code::UpstreamDnsError => (
             StatusCode::BAD_GATEWAY,
