@@ -153,7 +153,10 @@ impl Connector {
             };
             metrics.upstream_connect(outcome, started.elapsed());
         }
-        if matches!(result, Err(ConnectError::Tcp(_) | ConnectError::Timeout)) {
+        if result
+            .as_ref()
+            .is_err_and(ConnectError::may_be_of_old_addresses)
+        {
             self.resolver
                 .doubt(self.next_hop(&uri).host().unwrap_or_default());
         }
@@ -186,21 +189,18 @@ impl Connector {
         let is_proxied = self.proxy_for(uri).is_some();
         let next_hop = self.next_hop(uri).clone();
         let tcp = self.tcp.call(next_hop).await;
-        let tcp = tcp.map_err(ConnectError::from_tcp);
-        let tcp = match is_proxied {
-            true => tcp.map_err(ConnectError::of_proxy)?.into_inner(),
-            false => tcp?.into_inner(),
+        let mut tcp = match tcp.map_err(ConnectError::from_tcp) {
+            Ok(tcp) => tcp.into_inner(),
+            Err(error) if is_proxied => return Err(error.of_proxy()),
+            Err(error) => return Err(error),
         };
         if uri.scheme() != Some(&Scheme::HTTPS) {
             return Ok(Channel::Plain { tcp, is_proxied });
         }
-        let tcp = match is_proxied {
-            true => {
-                let target = outbound_proxy::target(uri, 443).ok_or(ProxyFault::Target)?;
-                OutboundProxy::tunnel(tcp, &target).await?
-            }
-            false => tcp,
-        };
+        if is_proxied {
+            let target = outbound_proxy::target(uri).ok_or(ProxyFault::Target)?;
+            tcp = OutboundProxy::tunnel(tcp, &target).await?;
+        }
         self.secure(tcp, uri).await
     }
 
@@ -280,6 +280,14 @@ impl ConnectError {
             }
         }
         Self::Tcp(Box::new(error))
+    }
+
+    /// Whether other addresses of the next hop could have done better.
+    fn may_be_of_old_addresses(&self) -> bool {
+        matches!(
+            self,
+            Self::Tcp(_) | Self::Timeout | Self::Proxy(ProxyFault::Unreachable(_))
+        )
     }
 
     /// The same failure on the way to a proxy: what the server's own address is like is not known then.
