@@ -25,7 +25,7 @@ use crate::net::socket::{ListenAddress, ListeningSocket};
 use crate::runtime;
 use crate::telemetry::Telemetry;
 use check::{TokenFormat, check, token};
-use probe::{Probe, health, wait, with_admin};
+use probe::{Probe, health, quit, wait, with_admin};
 
 /// What the exit code says; the numbers are those of sysexits.h where one fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +147,8 @@ enum Command {
         #[arg(long, value_parser = humantime::parse_duration, default_value = "30s")]
         timeout: Duration,
     },
+    /// Ask a running sidecar to stop, as SIGTERM would; it needs [admin] quit = true
+    Quit,
     /// Show it at work: authorization server, payments API and bearerd in one process
     Demo {
         /// Run the show and exit, 0 if everything held
@@ -176,6 +178,7 @@ pub fn main() -> ExitCode {
         }
         Command::Health { probe } => with_admin(&inputs, move |admin| health(admin, probe)),
         Command::Wait { timeout } => with_admin(&inputs, move |admin| wait(admin, timeout)),
+        Command::Quit => with_admin(&inputs, quit),
         Command::Demo {
             once,
             expires_in,
@@ -219,7 +222,7 @@ fn run(config: Config, inputs: &Inputs) -> Exit {
     runtime::raise_file_limit();
     let telemetry = Telemetry::start(config.log);
     let bound = inherited
-        .and_then(|inherited| App::bind_rest(config, inherited, Some(telemetry.dropped_lines())));
+        .and_then(|inherited| App::bind_rest(config, inherited, Some(telemetry.control())));
     let app = match bound {
         Ok(app) => app,
         Err(error) => return failed(&error),

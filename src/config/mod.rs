@@ -94,12 +94,15 @@ pub struct ProxyConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdminConfig {
     pub listen: SocketAddr,
+    /// Whether `POST /quitquitquit` ends the process.
+    pub quit: bool,
 }
 
 impl Default for AdminConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            quit: false,
         }
     }
 }
@@ -192,7 +195,8 @@ impl Config {
                 "proxy.max_header_bytes",
                 old.max_header_bytes != new.max_header_bytes,
             ),
-            ("admin.listen", self.admin != next.admin),
+            ("admin.listen", self.admin.listen != next.admin.listen),
+            ("admin.quit", self.admin.quit != next.admin.quit),
             ("runtime.workers", self.workers != next.workers),
             ("log", self.log != next.log),
         ];
