@@ -136,6 +136,8 @@ enum Command {
         #[arg(long, value_enum, default_value_t = TokenFormat::Text)]
         format: TokenFormat,
     },
+    /// Print the configuration in effect as TOML, each value with where it comes from
+    PrintConfig,
     /// Ask the admin port of a running sidecar; exit 0 or 1
     Health {
         #[arg(value_enum)]
@@ -176,6 +178,7 @@ pub fn main() -> ExitCode {
         Command::Token { show, format } => {
             with_config(&inputs, |config| token(&config, show, format))
         }
+        Command::PrintConfig => print_config(&inputs),
         Command::Health { probe } => with_admin(&inputs, move |admin| health(admin, probe)),
         Command::Wait { timeout } => with_admin(&inputs, move |admin| wait(admin, timeout)),
         Command::Quit => with_admin(&inputs, quit),
@@ -195,6 +198,21 @@ pub fn main() -> ExitCode {
 fn with_config(inputs: &Inputs, command: impl FnOnce(Config) -> Exit) -> Exit {
     match Config::load(inputs) {
         Ok(config) => command(config),
+        Err(error) => refused(&error),
+    }
+}
+
+fn print_config(inputs: &Inputs) -> Exit {
+    match Config::effective(inputs) {
+        Ok(text) => {
+            say!(
+                "# bearerd {}: the configuration in effect, and where each value comes from.\n\
+                 # What may be a secret is shown as ***.\n\n{}",
+                env!("CARGO_PKG_VERSION"),
+                text.trim_end()
+            );
+            Exit::Clean
+        }
         Err(error) => refused(&error),
     }
 }

@@ -6,6 +6,7 @@
 mod client_auth;
 mod connect;
 mod credential;
+mod effective;
 pub mod error;
 mod overlay;
 mod resolve;
@@ -167,6 +168,18 @@ impl Config {
             Some(config) if problems.is_empty() => Ok(config),
             _ => Err(ConfigError::new(file, problems)),
         }
+    }
+
+    /// The configuration in effect as TOML, each value with a comment that says where it comes from, and what may be a
+    /// secret as `***`. Only of one that is good: in another, anything can stand where a secret would.
+    ///
+    /// # Errors
+    /// Those of [`load`](Self::load).
+    pub fn effective(inputs: &Inputs) -> Result<String, ConfigError> {
+        let config = Self::load(inputs)?;
+        let (mut tables, file) = read_tables(inputs)?;
+        inputs.lay_over(&mut tables, &mut Vec::new());
+        Ok(effective::text(&tables, file.as_ref(), config.workers))
     }
 
     /// The settings that differ in `next` and are looked at when the process starts, and never again.
