@@ -3,25 +3,17 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use clap::ValueEnum;
 use http::{Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::arguments::Probe;
 use super::{Exit, block_on, refused};
 use crate::config::{Config, Inputs};
 use crate::net::body::Body;
 use crate::net::client::{HttpClient, PoolConfig};
 use crate::net::connect::{ConnectConfig, Connector};
 use crate::net::tls::{HttpVersions, TlsError};
-
-/// What is asked of a running sidecar.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum Probe {
-    Startup,
-    Ready,
-    Live,
-}
 
 impl Probe {
     fn path(self) -> &'static str {

@@ -404,6 +404,30 @@ fn version_and_help_are_0() {
     );
 }
 
+#[test]
+fn shells_and_man_get_what_they_read() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = Process::run(&["completions", shell], &[]);
+        assert_eq!((script.code, script.stderr.as_str()), (0, ""), "{shell}");
+        assert!(script.stdout.contains("print-config"), "{shell}");
+        assert!(script.stdout.contains("client-secret-file"), "{shell}");
+    }
+    assert_eq!(Process::run(&["completions", "csh"], &[]).code, 2);
+    let page = Process::run(&["man"], &[]);
+    assert_eq!((page.code, page.stderr.as_str()), (0, ""));
+    for part in [
+        ".TH bearerd 1",
+        ".SH COMMANDS",
+        "\\fBprint\\-config\\fR",
+        ".SH ENVIRONMENT",
+        "BEARERD_CLIENT_SECRET",
+        ".SH SIGNALS",
+        ".SH \"EXIT STATUS\"",
+    ] {
+        assert!(page.stdout.contains(part), "{part} in\n{}", page.stdout);
+    }
+}
+
 /// E-35: a terminal that goes away is no reason to drop requests.
 #[test]
 fn sighup_does_not_end_it() {
