@@ -19,6 +19,42 @@ async fn renewal_comes_at_70_to_80_percent_and_the_old_token_serves_until_the_ne
     }
 }
 
+/// E-03: an answer of half a minute, and a token that is good meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_slow_server_holds_up_nobody() {
+    let rig = Rig::start(|n| Answer::token(n, 3600).after(secs(if n == 1 { 0 } else { 30 })));
+    rig.token().await.unwrap();
+    let asked = rig.server.request(2).await.at;
+    while asked.elapsed() < secs(30) {
+        assert_eq!(rig.token_at_once().await.unwrap(), "1");
+        sleep(secs(1)).await;
+    }
+    sleep(TICK).await;
+    assert_eq!(rig.token_at_once().await.unwrap(), "2");
+}
+
+/// E-04: half of its answers are failures, for ten hours.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_fails_half_of_the_time_holds_up_nobody() {
+    fastrand::seed(4);
+    let rig = Rig::start(|n| match n > 1 && fastrand::bool() {
+        true => Answer::status([500, 502, 503, 429][n % 4]),
+        false => Answer::token(n, 3600),
+    });
+    rig.token().await.unwrap();
+    let begun = Instant::now();
+    while begun.elapsed() < secs(36_000) {
+        rig.token_at_once().await.unwrap();
+        sleep(secs(20)).await;
+    }
+    // Ten hours hold at most 15 lives; half of the attempts fail.
+    assert!(
+        (11..60).contains(&rig.server.count()),
+        "{}",
+        rig.server.count()
+    );
+}
+
 /// C-53, C-54
 #[tokio::test(start_paused = true)]
 async fn failed_renewals_keep_the_old_token_to_its_usable_end_and_no_longer() {
@@ -152,7 +188,7 @@ async fn a_secret_that_appears_is_tried_at_once() {
     assert!(first.at - appeared <= TICK);
 }
 
-/// C-45
+/// C-45, E-07
 #[tokio::test(start_paused = true)]
 async fn the_server_says_when_to_ask_again() {
     let rig = Rig::start(|n| {
