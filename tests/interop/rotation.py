@@ -1,0 +1,109 @@
+"""Secrets that change while bearerd runs: the cases with django-oauth-toolkit."""
+
+import os
+from hashlib import sha256
+
+from harness import Load, expect, wait_until
+from world import expect_our_token, expect_status
+
+NOTICED = 15  # seconds until a changed file is read, at most
+RETRY = 45  # seconds until a refused secret is tried again, at most
+
+
+def replace(file, text):
+    """Replaces a secret at once, as tools do that rotate what others read."""
+    new = file.with_suffix(".new")
+    new.touch(mode=0o600)
+    new.write_text(text)
+    os.replace(new, file)
+
+
+def tried(w, app):
+    """The secrets in the token requests of the application by their SHA-256, each with the status of the answer."""
+    return [(request["secret"], request["status"]) for request in w.token_requests(app)]
+
+
+def hashed(secret):
+    return sha256(secret.encode()).hexdigest()
+
+
+def bearerd_with_list(w, app, *files, token_url=None):
+    names = ", ".join(f'"{file}"' for file in files)
+    return w.bearerd_file(
+        f"""
+[upstream.payments]
+url = "{w.api.url}"
+
+[credential.payments]
+token_url = "{token_url or w.auth.token_url}"
+client_id = "{app.client_id}"
+client_secret_file = [{names}]
+scope = "read"
+"""
+    )
+
+
+def second_of_two(w):
+    app = w.app()
+    next_file = w.state / f"{app.client_id}-next"
+    wrong = w.new_secret()
+    w.hide_secret(app.client_id, wrong)
+    replace(next_file, wrong)
+    with bearerd_with_list(w, app, next_file, app.secret_file) as b:
+        b.wait_ready()
+        answer = b.get()
+        expect_status(answer, 200)
+        expect_our_token(w, app, answer)
+    expected = [(hashed(wrong), 401), (hashed(app.secret), 200)]
+    expect(tried(w, app) == expected, f"the server answered {[status for _, status in tried(w, app)]}")
+
+
+def list_of_both(w):
+    """The short-lived tokens are renewed with the old secret before the server knows the new one, and after it."""
+    app, new = w.app(), w.new_secret()
+    next_file = w.state / f"{app.client_id}-next"
+    replace(next_file, new)
+    with bearerd_with_list(w, app, next_file, app.secret_file, token_url=w.short.token_url) as b:
+        b.wait_ready()
+        with Load(b) as load:
+
+            def renewed_with(secret):
+                return lambda: tried(w, app)[-1] == (hashed(secret), 200)
+
+            first = len(tried(w, app))
+            wait_until("a renewal", lambda: len(tried(w, app)) > first and renewed_with(app.secret)(), NOTICED)
+            w.register_secret(app, new)
+            wait_until("a renewal with the new secret", renewed_with(new), NOTICED)
+    w.note(f"{load}")
+    load.expect_no_failure()
+
+
+def database_first(w):
+    rotate(w, database_first=True)
+
+
+def file_first(w):
+    rotate(w, database_first=False)
+
+
+def rotate(w, database_first):
+    app, new = w.app(), w.new_secret()
+    with w.bearerd(app) as b:
+        b.wait_ready()
+        with Load(b) as load:
+            if database_first:
+                w.register_secret(app, new)
+                replace(app.secret_file, new)
+                wait_until("the new secret is used", lambda: tried(w, app)[-1] == (hashed(new), 200), NOTICED)
+            else:
+                w.hide_secret(app.client_id, new)
+                replace(app.secret_file, new)
+                wait_until("the new secret is tried", lambda: tried(w, app)[-1] == (hashed(new), 401), NOTICED)
+                w.register_secret(app, new)
+                wait_until("the new secret is used", lambda: tried(w, app)[-1] == (hashed(new), 200), RETRY)
+            new_token = len(w.tokens(app))
+            wait_until("the new token is used", lambda: len(load.token_hashes) == new_token, 5)
+        b.wait_ready()
+    w.note(f"{load}, token requests: {[status for _, status in tried(w, app)]}")
+    load.expect_no_failure()
+    expect(new_token == 2, f"{new_token} tokens were issued")
