@@ -271,14 +271,14 @@ def upstream_with_certificate(w):
 
 def revoked_on_shutdown(w):
     key = new_key(w, "EdDSA")
-    file = w.state / "revoking.pem"
+    file = w.state / "revoking-key.pem"
     key.write(file)
-    w.ca.client("revoking", certs.name("revoking"))
+    w.ca.client("holder", certs.name("holder"))
     signer = signing_client(w, key, token_endpoint_auth_signing_alg="EdDSA")
-    holder = w.provider.client("tls_client_auth", tls_client_auth_subject_dn="CN=revoking")
+    holder = w.provider.client("tls_client_auth", tls_client_auth_subject_dn="CN=holder")
     for client, how, more in (
         (signer, "private_key_jwt", [f'private_key_file = "{file}"', 'signing_algorithm = "EdDSA"']),
-        (holder, "tls_client_auth", pair(w, "revoking")),
+        (holder, "tls_client_auth", pair(w, "holder")),
     ):
         for revoke in (True, False):
             line = f"revoke_on_shutdown = {str(revoke).lower()}"

@@ -88,7 +88,9 @@ class Provider(Server):
     def requests(self, client=None, route="token"):
         """What the provider recorded of a client's requests, or of all, oldest first."""
         lines = records(self.state / "provider-requests.jsonl")
-        return [line for line in lines if line["route"] == route and client in (None, line["client_id"])]
+        return [
+            line for line in lines if line["route"] == route and (not client or line["client_id"] == client.client_id)
+        ]
 
     def hidden(self):
         """What no log may show, and what it is."""
