@@ -23,8 +23,8 @@ def tried(w, app):
     return [(request["secret"], request["status"]) for request in w.token_requests(app)]
 
 
-def hashed(secret):
-    return sha256(secret.encode()).hexdigest()
+def hashed(text):
+    return sha256(text.encode()).hexdigest()
 
 
 def bearerd_with_list(w, app, *files, token_url=None):
@@ -107,8 +107,7 @@ def rotate(w, database_first):
                 wait_until("a renewal with it", lambda: tried(w, app)[3:5] == refused, NOTICED)
                 w.register_secret(app, new)
             wait_until("the new secret is used", lambda: tried(w, app)[-1] == new_works, NOTICED)
-            tokens = len(load.token_hashes)
-            wait_until("the token for it is used", lambda: len(load.token_hashes) > tokens, NOTICED)
+            wait_until("its token is used", lambda: hashed(w.tokens(app)[-1].token) in load.token_hashes, NOTICED)
         b.wait_ready()
         outcomes = {outcome: b.metric("bearerd_secret_reloads_total", outcome=outcome) for outcome in OUTCOMES}
     statuses = [status for _, status in tried(w, app)]
