@@ -6,7 +6,7 @@
 use std::fmt;
 use std::fs;
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
@@ -45,6 +45,14 @@ pub enum SecretSource {
 const MAX_SECRET_BYTES: u64 = 64 * 1024;
 
 impl SecretSource {
+    /// The file, if it is one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) => Some(path),
+            Self::Env(_) => None,
+        }
+    }
+
     /// Reads the secret now.
     ///
     /// Blocks for the time of one small file read; what is not a regular file is refused, so a pipe cannot hang it.

@@ -1,35 +1,39 @@
 //! Three questions that are not the same: does the process answer (live), has it begun (started), will it serve (ready).
 //! None of them asks the upstream; live asks nobody.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use crate::net::drain::{DrainWatch, Phase};
 use crate::oauth::TokenHandle;
-use crate::oauth::refresher::Standing;
+use crate::oauth::standing::Standing;
 
 /// What the probes ask about.
 pub struct Health {
-    tokens: TokenHandle,
+    tokens: Arc<ArcSwap<Vec<TokenHandle>>>,
     drain: DrainWatch,
-    had_token: AtomicBool,
+    has_started: AtomicBool,
 }
 
 impl Health {
-    /// The listeners are bound before there is a `Health`, so nothing of them can be pending.
-    pub fn new(tokens: TokenHandle, drain: DrainWatch) -> Self {
+    /// The listeners are bound before there is a `Health`, so nothing of them can be pending. `tokens` are those in use.
+    pub fn new(tokens: Arc<ArcSwap<Vec<TokenHandle>>>, drain: DrainWatch) -> Self {
         Self {
             tokens,
             drain,
-            had_token: AtomicBool::new(false),
+            has_started: AtomicBool::new(false),
         }
     }
 
-    /// The tokens asked about.
-    pub fn tokens(&self) -> &TokenHandle {
-        &self.tokens
+    /// Brings the gauges up to date that no event moves.
+    pub async fn refresh_metrics(&self) {
+        for token in self.tokens.load_full().iter() {
+            token.refresh_metrics().await;
+        }
     }
 
     /// Answering is the whole proof. A probe that asked the authorization server would restart every pod with it.
@@ -37,56 +41,87 @@ impl Health {
         Report(vec![Check::passed("control thread answers")])
     }
 
-    /// Whether the first token was obtained; never false again.
+    /// Whether the first token of every kind was obtained; never false again.
     pub async fn started(&self) -> Report {
-        let token = self.token_check().await;
-        if token.passes {
-            self.had_token.store(true, Ordering::Relaxed);
+        let mut checks = vec![Check::passed("listeners bound")];
+        let has_started = self.has_started.load(Ordering::Relaxed);
+        for token in self.tokens.load_full().iter() {
+            checks.push(if has_started || token.has_come() {
+                Check::passed(&format!("first token {}", token.name()))
+            } else {
+                token_check(token).await
+            });
         }
-        let token = if self.had_token.load(Ordering::Relaxed) {
-            Check::passed(&format!("first token {}", self.tokens.name()))
-        } else {
-            token
-        };
-        Report(vec![Check::passed("listeners bound"), token])
+        let report = Report(checks);
+        if report.passes() {
+            self.has_started.store(true, Ordering::Relaxed);
+        }
+        report
     }
 
-    /// Whether requests will be served: a usable token, and no drain.
+    /// Whether requests will be served: a usable token for everything in use, and no drain.
     pub async fn ready(&self) -> Report {
-        let serving = match self.drain.phase() {
+        let mut checks = vec![match self.drain.phase() {
             Phase::Serving => Check::passed("serving"),
             Phase::Draining | Phase::Stopping | Phase::Cutting => {
                 Check::failed("draining".to_owned())
             }
-        };
-        Report(vec![serving, self.token_check().await])
-    }
-
-    async fn token_check(&self) -> Check {
-        let name = self.tokens.name();
-        if let Some(token) = self.tokens.held().await {
-            let left = token
-                .expires_at()
-                .monotonic
-                .saturating_duration_since(Instant::now());
-            return Check::passed(&format!("token {name}: expires in {}", rounded(left)));
+        }];
+        for token in self.tokens.load_full().iter() {
+            checks.push(token_check(token).await);
         }
-        Check::failed(match self.tokens.standing() {
-            Standing::New => format!("token {name}: first request under way"),
-            Standing::Holding { .. } => format!("token {name}: being renewed"),
-            Standing::Failing {
-                error,
-                failures,
-                retry_at,
+        Report(checks)
+    }
+}
+
+async fn token_check(token: &TokenHandle) -> Check {
+    let name = token.name();
+    let standing = token.standing();
+    if let Some(held) = token.held().await {
+        let left = held
+            .expires_at()
+            .monotonic
+            .saturating_duration_since(Instant::now());
+        let mut line = format!("token {name}: expires in {}", rounded(left));
+        match &standing {
+            Standing::Failing { error, .. } => {
+                line += &format!(", renewal fails: {}", error.name())
+            }
+            Standing::Holding {
+                refused: Some(error),
+                ..
             } => {
-                let next = rounded(retry_at.saturating_duration_since(Instant::now()));
-                format!(
-                    "token {name}: {}, attempt {failures}, next in {next}",
+                line += &format!(
+                    ", for credentials before the present ones: {}",
                     error.name()
                 )
             }
-        })
+            _ => {}
+        }
+        if token.breaker_is_open() {
+            line += ", refused by the upstream";
+        }
+        return Check::passed(&line);
     }
+    Check::failed(match standing {
+        Standing::New => format!("token {name}: first request under way"),
+        Standing::Holding { .. } => format!("token {name}: being renewed"),
+        Standing::Unused => {
+            return Check::passed(&format!("token {name}: not in use, asked for on demand"));
+        }
+        Standing::Failing {
+            error,
+            failures,
+            retry_at,
+        } => {
+            let next = rounded(retry_at.saturating_duration_since(Instant::now()));
+            format!(
+                "token {name}: {}, attempt {failures}, next in {next}",
+                error.name()
+            )
+        }
+        Standing::Ended => format!("token {name}: given up"),
+    })
 }
 
 /// A duration as a person wants to read it: whole seconds.

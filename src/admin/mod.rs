@@ -70,7 +70,7 @@ impl Admin {
 
     async fn metrics(&self) -> Response<Body> {
         self.metrics.set_ready(self.health.ready().await.passes());
-        self.health.tokens().refresh_metrics().await;
+        self.health.refresh_metrics().await;
         if let Some(dropped) = &self.dropped_lines {
             self.metrics
                 .set_log_lines_dropped(dropped.dropped_lines().try_into().unwrap_or(u64::MAX));

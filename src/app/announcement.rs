@@ -8,42 +8,41 @@ use super::App;
 use crate::admin::health::rounded;
 use crate::net::socket::ListenAddress;
 use crate::oauth::TokenHandle;
-use crate::oauth::refresher::Standing;
+use crate::oauth::standing::Standing;
 use crate::oauth::token_endpoint::ClientId;
 use crate::runtime;
 
 impl App {
     /// The first five of the six lines that a start prints; the last one comes with the first token.
     pub(super) fn announce(&self) {
-        let upstream = &self.config.upstream;
-        let endpoint = &self.config.credential.endpoint;
         info!(
             "bearerd {} (rustls/aws-lc-rs, {} workers)",
             env!("CARGO_PKG_VERSION"),
             self.config.workers
         );
         info!("config {}", self.config.sources);
+        let upstreams = self.config.upstreams.iter();
+        let upstreams: Vec<String> = upstreams.map(|u| without_slash(&u.url)).collect();
         for address in &self.addresses.proxy {
-            info!(
-                "proxy  {} -> {}",
-                url(address),
-                without_slash(&upstream.url)
-            );
+            info!("proxy  {} -> {}", url(address), upstreams.join(", "));
         }
         info!(
             "admin  {} (/livez /readyz /startupz /metrics)",
             url(&self.addresses.admin)
         );
-        info!(
-            "token  {}: client_credentials at {} as client_id {}, scope {:?}",
-            self.config.credential.name,
-            endpoint.url,
-            match &endpoint.client_id {
-                ClientId::Inline(client_id) => format!("{client_id:?}"),
-                ClientId::File(file) => format!("of {file}"),
-            },
-            endpoint.scope.as_deref().unwrap_or("the server's default"),
-        );
+        for token in &self.config.tokens {
+            let endpoint = &self.config.credentials[token.credential].endpoint;
+            info!(
+                "token  {}: client_credentials at {} as client_id {}, scope {:?}",
+                token.label,
+                endpoint.location,
+                match &endpoint.client_id {
+                    ClientId::Inline(client_id) => format!("{client_id:?}"),
+                    ClientId::File(file) => format!("of {file}"),
+                },
+                token.scope.as_deref().unwrap_or("the server's default"),
+            );
+        }
         for warning in &self.config.warnings {
             warn!("{warning}");
         }
@@ -74,7 +73,7 @@ fn without_slash(url: &Uri) -> String {
 /// The sixth line, when there is a token.
 pub(super) async fn announce_first_token(mut tokens: TokenHandle) {
     loop {
-        if let Standing::Holding { took, next } = tokens.standing()
+        if let Standing::Holding { took, next, .. } = tokens.standing()
             && let Some(token) = tokens.held().await
         {
             let now = Instant::now();
@@ -87,7 +86,8 @@ pub(super) async fn announce_first_token(mut tokens: TokenHandle) {
                 None => "renewed on demand".to_owned(),
             };
             info!(
-                "ready  first token obtained in {} ms ({}), expires in {}, {renewal}",
+                "ready  first token {} obtained in {} ms ({}), expires in {}, {renewal}",
+                tokens.name(),
                 took.as_millis(),
                 token.fingerprint(),
                 rounded(left)

@@ -19,7 +19,9 @@ impl Limits {
             connections: config.proxy.max_connections,
             in_flight: config.proxy.max_in_flight,
         };
-        let idle = config.workers.saturating_mul(config.upstream.pool.max_idle);
+        let upstreams = config.upstreams.iter();
+        let idle: usize = upstreams.map(|upstream| upstream.pool.max_idle).sum();
+        let idle = config.workers.saturating_mul(idle);
         match files {
             Some(files) => wanted.within(usize::try_from(files).unwrap_or(usize::MAX), idle),
             None => wanted,

@@ -2,15 +2,20 @@
 
 mod announcement;
 mod limits;
+mod plan;
+mod reloader;
+mod serving;
+mod stopping;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use arc_swap::ArcSwap;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::Instant;
 use tracing::{info, warn};
 use tracing_appender::non_blocking::ErrorCounter;
 
@@ -18,28 +23,25 @@ use crate::admin::Admin;
 use crate::admin::health::Health;
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::net::client::HttpClient;
-use crate::net::connect::Connector;
 use crate::net::connection::Connections;
-use crate::net::drain::{self, DrainTrigger, DrainWatch, Phase};
+use crate::net::drain::{self, DrainTrigger, DrainWatch};
 use crate::net::listener::{self, Refusal};
 use crate::net::socket::{ListenAddress, ListeningSocket};
 use crate::net::tls::TlsError;
-use crate::oauth::TokenHandle;
-use crate::oauth::token_cache::TokenCache;
-use crate::proxy::Gateway;
+use crate::oauth::Refreshers;
+use crate::oauth::refresher::Signals;
 use crate::proxy::connection_refusal;
-use crate::proxy::guard::Guard;
-use crate::proxy::route::Routes;
-use crate::proxy::upstream::Upstream;
 use crate::runtime;
 use announcement::announce_first_token;
 use limits::Limits;
+use plan::Planner;
+pub use reloader::Reload;
+use reloader::Reloader;
+use serving::{Serving, Shared};
+use stopping::{drain, end_tokens};
 
 /// Connections to the admin port at a time.
 const ADMIN_CONNECTIONS: usize = 64;
-/// How long the workers have to go after everything was cut.
-const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A sidecar with its sockets bound, so that a conflict of ports shows before anything has begun.
 pub struct App {
@@ -50,6 +52,7 @@ pub struct App {
     addresses: Addresses,
     metrics: Arc<Metrics>,
     dropped_lines: Option<ErrorCounter>,
+    reload: Option<Reload>,
 }
 
 /// Where a sidecar listens; port 0 of the configuration is a real port here.
@@ -171,7 +174,15 @@ impl App {
             addresses,
             metrics: Metrics::new(),
             dropped_lines,
+            reload: None,
         })
+    }
+
+    /// The configuration is read again when `reload` says so, and when its files change. Without this, only files that it
+    /// names are.
+    pub fn reloading(mut self, reload: Reload) -> Self {
+        self.reload = Some(reload);
+        self
     }
 
     /// Where it listens.
@@ -185,51 +196,64 @@ impl App {
     /// When a part cannot be built, or a worker ends by itself.
     pub async fn run(mut self, mut stops: mpsc::Receiver<Stop>) -> Result<Outcome, RunError> {
         let (trigger, watch) = drain::channel();
-        let connector = Upstream::connector(&self.config.upstream, Some(self.metrics.clone()))?;
-        let mut tokens = self
-            .config
-            .credential
-            .start(TokenCache::new(), &self.metrics)?;
-        let gateway = Arc::new(self.gateway(tokens.clone(), watch.clone()));
+        let (files, file_changes) = watch::channel(());
+        let (refresher_ended, mut ended_refreshers) = mpsc::channel(1);
+        let planner = Planner {
+            refreshers: Refreshers::new(
+                self.metrics.clone(),
+                Signals {
+                    files: file_changes,
+                    ended: refresher_ended,
+                },
+            ),
+            metrics: self.metrics.clone(),
+            workers: self.config.workers,
+        };
+        let plan = planner.plan(self.config.clone(), None)?;
+        let shared = Shared {
+            workers: self.config.workers,
+            in_flight: Arc::new(Semaphore::new(self.limits.in_flight)),
+            metrics: self.metrics.clone(),
+            drain: watch.clone(),
+        };
+        let in_flight = shared.in_flight.clone();
+        let in_flight = || self.limits.in_flight - in_flight.available_permits();
+        let serving = Arc::new(Serving::new(&plan, shared));
         let connections = self.connections();
         // Given away: a socket that stayed here would listen on when the workers have stopped.
         let proxies = std::mem::take(&mut self.proxies);
-        let mut workers =
-            self.start_workers(&proxies, &connector, &gateway, &connections, &watch)?;
+        let mut workers = self.start_workers(&proxies, &serving, &connections, &watch)?;
         drop(proxies);
         self.announce();
-        tokio::spawn(announce_first_token(tokens.clone()));
-
-        let (_admin_trigger, admin_drain) = drain::channel();
-        let admin = self.admin(Health::new(tokens.clone(), watch));
-        let admin_connections = Connections {
-            slots: Arc::new(Semaphore::new(ADMIN_CONNECTIONS)),
-            http2: false,
-            metrics: None,
-            ..connections.clone()
+        for handle in plan.handles() {
+            tokio::spawn(announce_first_token(handle));
+        }
+        let current = Arc::new(ArcSwap::from_pointee(plan));
+        let reloader = Reloader {
+            planner,
+            serving: serving.clone(),
+            current: current.clone(),
+            metrics: self.metrics.clone(),
+            files,
+            reload: self.reload.take(),
         };
-        tokio::spawn(listener::serve(
-            self.admin,
-            admin_connections,
-            admin_drain,
-            move |request, _| {
-                let admin = admin.clone();
-                async move { admin.handle(request).await }
-            },
-        ));
+        let reloader = tokio::spawn(reloader.run());
+        let health = Health::new(serving.tokens.clone(), watch);
+        let _admin_drain = self.serve_admin(health, &connections)?;
 
-        let refresher_ended = async { while tokens.changed().await {} };
         let stop = tokio::select! {
             stop = stops.recv() => stop.unwrap_or(Stop::AtOnce),
             // Half a sidecar is worse than none: whoever started us starts us again.
             Some(_) = workers.join_next() => return Err(RunError::WorkerEnded),
-            () = refresher_ended => return Err(RunError::RefresherEnded),
+            Some(()) = ended_refreshers.recv() => return Err(RunError::RefresherEnded),
         };
+        // A configuration that comes now comes too late.
+        reloader.abort();
         let open = || self.limits.connections - connections.slots.available_permits();
-        let in_flight = || self.limits.in_flight - gateway.in_flight.available_permits();
-        let deadline = Instant::now() + self.config.proxy.drain_timeout;
+        let proxy = current.load().config.proxy.clone();
+        let deadline = Instant::now() + proxy.drain_timeout;
         let delay = match stop {
-            Stop::Delayed if open() > 0 => self.config.proxy.drain_delay,
+            Stop::Delayed if open() > 0 => proxy.drain_delay,
             Stop::Delayed | Stop::AtOnce => Duration::ZERO,
         };
         info!(
@@ -247,6 +271,7 @@ impl App {
             in_flight,
         )
         .await;
+        end_tokens(&current.load()).await;
         if cut > 0 {
             warn!(requests = cut, "stopped, requests were cut");
         } else {
@@ -255,32 +280,41 @@ impl App {
         Ok(Outcome { cut })
     }
 
-    fn gateway(&self, tokens: TokenHandle, drain: DrainWatch) -> Gateway {
-        let proxy = &self.config.proxy;
-        let upstream = Upstream::new(self.config.upstream.clone(), &self.metrics);
-        Gateway {
-            guard: Guard::new(proxy.guard.clone(), upstream.authority().clone()),
-            routes: Routes::new(self.config.routes.clone()),
-            upstream,
-            tokens,
-            in_flight: Arc::new(Semaphore::new(self.limits.in_flight)),
-            max_body_bytes: proxy.max_body_bytes,
-            access_log: proxy.access_log,
-            metrics: self.metrics.clone(),
-            drain,
-        }
-    }
-
-    fn admin(&self, health: Health) -> Arc<Admin> {
+    /// Serves the admin port until what it returns is dropped.
+    fn serve_admin(
+        &self,
+        health: Health,
+        connections: &Connections,
+    ) -> Result<DrainTrigger, RunError> {
+        let (trigger, drain) = drain::channel();
         let dropped_lines = self.dropped_lines.clone();
-        Arc::new(Admin::new(health, self.metrics.clone(), dropped_lines))
+        let admin = Arc::new(Admin::new(health, self.metrics.clone(), dropped_lines));
+        let connections = Connections {
+            slots: Arc::new(Semaphore::new(ADMIN_CONNECTIONS)),
+            http2: false,
+            metrics: None,
+            ..connections.clone()
+        };
+        let socket = self.admin.try_clone().map_err(RunError::Worker)?;
+        tokio::spawn(listener::serve(
+            socket,
+            connections,
+            drain,
+            move |request, _| {
+                let admin = admin.clone();
+                async move { admin.handle(request).await }
+            },
+        ));
+        Ok(trigger)
     }
 
     fn connections(&self) -> Connections {
         let proxy = &self.config.proxy;
+        let upstreams = self.config.upstreams.iter();
+        let unread_timeout = upstreams.map(|upstream| upstream.idle_timeout).max();
         Connections {
             header_timeout: proxy.header_timeout,
-            unread_timeout: self.config.upstream.idle_timeout,
+            unread_timeout: unread_timeout.unwrap_or_default(),
             max_header_bytes: proxy.max_header_bytes,
             http2: proxy.http2,
             slots: Arc::new(Semaphore::new(self.limits.connections)),
@@ -292,8 +326,7 @@ impl App {
     fn start_workers(
         &self,
         proxies: &[ListeningSocket],
-        connector: &Connector,
-        gateway: &Arc<Gateway>,
+        serving: &Arc<Serving>,
         connections: &Connections,
         drain: &DrainWatch,
     ) -> Result<JoinSet<Result<io::Result<()>, oneshot::error::RecvError>>, RunError> {
@@ -304,10 +337,10 @@ impl App {
                 .map(ListeningSocket::try_clone)
                 .collect::<io::Result<Vec<_>>>();
             let sockets = sockets.map_err(RunError::Worker)?;
-            let (connector, gateway) = (connector.clone(), gateway.clone());
+            let serving = serving.clone();
             let (connections, drain) = (connections.clone(), drain.clone());
             let done = runtime::worker(index, move || {
-                work(sockets, connector, gateway, connections, drain)
+                work(index, sockets, serving, connections, drain)
             });
             workers.spawn(done.map_err(RunError::Worker)?);
         }
@@ -315,58 +348,30 @@ impl App {
     }
 }
 
-/// One data-plane worker: its own client, its own accepts.
+/// One data-plane worker: its own clients, its own accepts.
 async fn work(
+    index: usize,
     sockets: Vec<ListeningSocket>,
-    connector: Connector,
-    gateway: Arc<Gateway>,
+    serving: Arc<Serving>,
     connections: Connections,
     drain: DrainWatch,
 ) {
-    let config = gateway.upstream.config();
-    let client = HttpClient::new(connector, config.pool);
     let mut listeners = JoinSet::new();
     for socket in sockets {
-        let (gateway, client) = (gateway.clone(), client.clone());
+        let serving = serving.clone();
         listeners.spawn(listener::serve(
             socket,
             connections.clone(),
             drain.clone(),
             move |request, peer| {
-                let (gateway, client) = (gateway.clone(), client.clone());
+                let service = serving.service(index);
                 // Boxed, because it is moved three times on its way to hyper, and large.
-                Box::pin(async move { gateway.handle(&client, request, peer).await })
+                Box::pin(async move {
+                    let gateway = &service.gateway;
+                    gateway.handle(&service.clients, request, peer).await
+                })
             },
         ));
     }
     listeners.join_all().await;
-}
-
-/// Ends in order, and returns how many requests were cut.
-async fn drain<T: 'static>(
-    trigger: &DrainTrigger,
-    workers: &mut JoinSet<T>,
-    stops: &mut mpsc::Receiver<Stop>,
-    delay: Duration,
-    deadline: Instant,
-    in_flight: impl Fn() -> usize,
-) -> usize {
-    let all_ended = async |workers: &mut JoinSet<T>| while workers.join_next().await.is_some() {};
-    trigger.advance(Phase::Draining);
-    let second = tokio::select! {
-        () = sleep(delay) => false,
-        Some(_) = stops.recv() => true,
-    };
-    trigger.advance(Phase::Stopping);
-    if !second {
-        tokio::select! {
-            () = all_ended(workers) => return 0,
-            () = sleep_until(deadline) => {}
-            Some(_) = stops.recv() => {}
-        }
-    }
-    let cut = in_flight();
-    trigger.advance(Phase::Cutting);
-    let _ = timeout(CUT_TIMEOUT, all_ended(workers)).await;
-    cut
 }

@@ -3,10 +3,10 @@
 use clap::ValueEnum;
 
 use super::{Exit, block_on};
-use crate::config::Config;
+use crate::config::{Config, TokenConfig};
 use crate::net::body::Chain;
 use crate::net::connect::ConnectError;
-use crate::oauth::CredentialConfig;
+use crate::net::outbound_proxy::ProxyFault;
 use crate::oauth::access_token::Grant;
 use crate::oauth::token_error::TokenError;
 use crate::proxy::upstream::{Upstream, UpstreamConfig};
@@ -28,19 +28,22 @@ pub(super) fn check(config: &Config, online: bool) -> Exit {
         return Exit::Clean;
     }
     block_on(async {
-        let token = check_token(&config.credential).await;
-        let upstream = check_upstream(&config.upstream).await;
-        if token == Exit::Clean {
-            upstream
-        } else {
-            token
+        let mut first = Exit::Clean;
+        for token in &config.tokens {
+            let exit = check_token(config, token).await;
+            first = first.or(exit);
         }
+        for upstream in &config.upstreams {
+            let exit = check_upstream(upstream).await;
+            first = first.or(exit);
+        }
+        first
     })
 }
 
-async fn check_token(credential: &CredentialConfig) -> Exit {
-    let name = &credential.name;
-    match fetch(credential).await {
+async fn check_token(config: &Config, token: &TokenConfig) -> Exit {
+    let name = &token.label;
+    match fetch(config, token).await {
         Ok(grant) => {
             say!(
                 "ok    token {name}: lifetime {}, scope {}, fingerprint {}",
@@ -94,7 +97,15 @@ async fn check_upstream(config: &UpstreamConfig) -> Exit {
                 ConnectError::Tcp(_) | ConnectError::Timeout => {
                     "is the API up, and reachable from here?"
                 }
-                ConnectError::Tls(_) => "a private CA needs [upstream] ca_file",
+                ConnectError::Tls(_) => {
+                    "a private CA needs [upstream] ca_file, another name server_name; some APIs want client_cert_file"
+                }
+                ConnectError::Proxy(ProxyFault::Refused(_)) => {
+                    "the proxy must allow CONNECT to the API; it is asked without credentials. no_proxy goes around it"
+                }
+                ConnectError::Proxy(_) => {
+                    "is [upstream] proxy_url an HTTP proxy, up, and reachable from here?"
+                }
                 ConnectError::Exhausted(_) => "raise the limit of open files, ulimit -n",
             };
             say!("      hint: {hint}");
@@ -103,10 +114,21 @@ async fn check_upstream(config: &UpstreamConfig) -> Exit {
     }
 }
 
-async fn fetch(credential: &CredentialConfig) -> Result<Grant, TokenError> {
-    let endpoint = credential.token_endpoint()?;
+/// With the first of the credentials that the server knows.
+async fn fetch(config: &Config, token: &TokenConfig) -> Result<Grant, TokenError> {
+    let endpoint = config.credentials[token.credential].token_endpoint()?;
+    let endpoint = endpoint.for_scope(token.scope.clone());
     let credentials = endpoint.credentials()?;
-    endpoint.fetch(&credentials).await
+    #[expect(clippy::expect_used, reason = "never none, by contract")]
+    let (last, others) = credentials.split_last().expect("credentials");
+    for credentials in others {
+        match endpoint.fetch(credentials).await {
+            // The next secret of the list may be the one.
+            Err(error) if error.refuses_credentials() => {}
+            result => return result,
+        }
+    }
+    endpoint.fetch(last).await
 }
 
 fn lifetime_text(grant: &Grant) -> String {
@@ -118,15 +140,19 @@ fn lifetime_text(grant: &Grant) -> String {
 
 fn token_exit(error: &TokenError) -> Exit {
     match error {
-        TokenError::Secret(_) | TokenError::Tls(_) => Exit::Config,
+        TokenError::Secret(_) | TokenError::Assertion(_) | TokenError::Tls(_) => Exit::Config,
         error if error.is_permanent() => Exit::NoPermission,
         _ => Exit::Unavailable,
     }
 }
 
-pub(super) fn token(credential: &CredentialConfig, show: bool, format: TokenFormat) -> Exit {
+/// The token of the first route, if there are several.
+pub(super) fn token(config: &Config, show: bool, format: TokenFormat) -> Exit {
+    let Some(token) = config.tokens.first() else {
+        return Exit::Config;
+    };
     block_on(async {
-        match fetch(credential).await {
+        match fetch(config, token).await {
             Ok(grant) => {
                 print_token(&grant, show, format);
                 Exit::Clean

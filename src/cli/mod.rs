@@ -18,9 +18,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tracing::info;
 
-use crate::app::{App, Inherited, RunError, Stop};
+use crate::app::{App, Inherited, Reload, RunError, Stop};
 use crate::config::{Config, ConfigError, Flags, Inputs};
 use crate::net::socket::{ListenAddress, ListeningSocket};
 use crate::runtime;
@@ -43,6 +42,13 @@ enum Exit {
     NoPermission = 77,
     /// The configuration is wrong.
     Config = 78,
+}
+
+impl Exit {
+    /// The first failure of several steps.
+    fn or(self, next: Self) -> Self {
+        if self == Self::Clean { next } else { self }
+    }
 }
 
 impl From<Exit> for ExitCode {
@@ -162,10 +168,10 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let inputs = arguments.settings.inputs();
     let exit = match arguments.command.unwrap_or(Command::Run) {
-        Command::Run => with_config(&inputs, |config| run(config, inputs.socket_names())),
+        Command::Run => with_config(&inputs, |config| run(config, &inputs)),
         Command::Check { online } => with_config(&inputs, |config| check(&config, online)),
         Command::Token { show, format } => {
-            with_config(&inputs, |config| token(&config.credential, show, format))
+            with_config(&inputs, |config| token(&config, show, format))
         }
         Command::Health { probe } => with_admin(&inputs, move |admin| health(admin, probe)),
         Command::Wait { timeout } => with_admin(&inputs, move |admin| wait(admin, timeout)),
@@ -206,9 +212,9 @@ fn block_on(future: impl Future<Output = Exit>) -> Exit {
     })
 }
 
-fn run(config: Config, socket_names: &[String]) -> Exit {
+fn run(config: Config, inputs: &Inputs) -> Exit {
     // Before there is another thread: it changes the environment.
-    let inherited = inherited(socket_names);
+    let inherited = inherited(inputs.socket_names());
     runtime::raise_file_limit();
     let telemetry = Telemetry::start(config.log);
     let bound = inherited
@@ -218,13 +224,15 @@ fn run(config: Config, socket_names: &[String]) -> Exit {
         Err(error) => return failed(&error),
     };
     block_on(async {
-        let stops = match signals() {
-            Ok(stops) => stops,
+        let (stops, hangups) = match signals() {
+            Ok(signals) => signals,
             Err(error) => {
                 eprintln!("bearerd: cannot listen for signals: {error}");
                 return Exit::Failure;
             }
         };
+        let inputs = inputs.clone();
+        let app = app.reloading(Reload { inputs, hangups });
         match app.run(stops).await {
             Ok(outcome) if outcome.cut == 0 => Exit::Clean,
             Ok(_) => Exit::Failure,
@@ -277,28 +285,30 @@ fn failed(error: &RunError) -> Exit {
     }
 }
 
-/// SIGTERM and SIGINT as wishes to end. SIGHUP would end us without a drain if nobody took it.
-fn signals() -> std::io::Result<mpsc::Receiver<Stop>> {
+/// SIGTERM and SIGINT as wishes to end, SIGHUP as the wish to reload.
+fn signals() -> std::io::Result<(mpsc::Receiver<Stop>, mpsc::Receiver<()>)> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let (sender, stops) = mpsc::channel(2);
+    let (stopper, stops) = mpsc::channel(2);
+    let (reloader, hangups) = mpsc::channel(1);
     tokio::spawn(async move {
         loop {
             let stop = tokio::select! {
                 _ = terminate.recv() => Stop::Delayed,
                 _ = interrupt.recv() => Stop::AtOnce,
                 _ = hangup.recv() => {
-                    info!("SIGHUP ignored: configuration is read at start; secrets are read at each use anyway");
+                    // One that nobody has looked at yet stands for this one too.
+                    let _ = reloader.try_send(());
                     continue;
                 }
             };
-            if sender.send(stop).await.is_err() {
+            if stopper.send(stop).await.is_err() {
                 return;
             }
         }
     });
-    Ok(stops)
+    Ok((stops, hangups))
 }
 
 fn demo(once: bool, expires_in: Duration, fail_after: Duration) -> Exit {

@@ -12,8 +12,8 @@ use super::{Exit, block_on, refused};
 use crate::config::{Config, Inputs};
 use crate::net::body::Body;
 use crate::net::client::{HttpClient, PoolConfig};
-use crate::net::connect::Connector;
-use crate::net::tls::{ClientTls, HttpVersions, TlsError};
+use crate::net::connect::{ConnectConfig, Connector};
+use crate::net::tls::{HttpVersions, TlsError};
 
 /// What is asked of a running sidecar.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -103,14 +103,14 @@ impl AdminClient {
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
             IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
         };
-        let tls = ClientTls::load(None, HttpVersions::Http1)?;
+        let config = ConnectConfig::new(Self::TIMEOUT, HttpVersions::Http1);
         let pool = PoolConfig {
             idle_timeout: Self::TIMEOUT,
             max_idle: 0,
         };
         Ok(Self {
             address: SocketAddr::new(ip, listen.port()),
-            client: HttpClient::new(Connector::new(tls, Self::TIMEOUT, None), pool),
+            client: HttpClient::new(Connector::new(&config, None)?, pool),
         })
     }
 

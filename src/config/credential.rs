@@ -1,41 +1,50 @@
 //! `[credential.NAME]`.
 
-use http::Uri;
+use http::{StatusCode, Uri};
 use url::Url;
 
-use super::error::{Origin, Problem};
+use super::client_auth::{client_auth, read};
+use super::connect::{ConnectSettings, is_read_by_a_proxy};
+use super::error::Problem;
 use super::setting::{
-    Problems, as_uri, ca_file, checked_url, choice, count_or_zero, duration, duration_or_zero,
-    flag, list, missing, parsed, share,
+    Problems, as_uri, checked_url, choice, count_or_zero, duration, duration_or_zero, flag, list,
+    missing, parsed, share,
 };
-use super::tables::{CredentialTable, List, Map, Setting, Text};
+use super::tables::{CredentialTable, Flag, List, Map, Numbers, Setting, Text};
+use crate::net::connect::ConnectConfig;
+use crate::net::tls::HttpVersions;
 use crate::oauth::CredentialConfig;
 use crate::oauth::access_token::LifetimePolicy;
-use crate::oauth::client_auth::{BasicEncoding, ClientAuth};
+use crate::oauth::client_auth::ClientAuth;
+use crate::oauth::metadata::{Issuer, is_confidential};
 use crate::oauth::refresher::RefreshPolicy;
-use crate::oauth::token_endpoint::{ClientId, TokenEndpointConfig};
-use crate::secret::{SecretFault, SecretSource};
+use crate::oauth::token_endpoint::{ClientId, Location, ScopeDowngrade, TokenEndpointConfig};
+use crate::secret::SecretSource;
 
 pub(super) fn credential(
     name: String,
-    table: CredentialTable,
+    mut table: CredentialTable,
     problems: &mut Problems,
 ) -> Option<CredentialConfig> {
     let place = format!("credential.{name}");
-    let token_url = match table.token_url {
-        Some(url) => token_url(&url, flag(table.allow_insecure_token_url, false), problems),
-        None => {
-            problems.push(missing("token_url", &place, "BEARERD_TOKEN_URL"));
-            None
-        }
+    let connect = connect(&mut table, problems);
+    let client_auth = client_auth(&mut table, &place, problems);
+    check_certificate(client_auth.as_ref(), &connect, &place, problems);
+    let reach = Reach {
+        connect: &connect,
+        allow_insecure: flag(table.allow_insecure_token_url, false),
     };
-    let client_id = client_id(table.client_id, table.client_id_file, &place, problems);
-    let client_secret = client_secret(
-        table.client_secret_file,
-        table.client_secret_env,
-        &place,
+    let location = location(table.token_url, table.issuer, reach, &place, problems);
+    let revoke_url = table
+        .revoke_url
+        .and_then(|url| endpoint_url(&url, "revocation", reach, problems));
+    let is_discovered = matches!(location, Some(Location::Issuer(_)));
+    let revoke_on_shutdown = revoke_on_shutdown(
+        table.revoke_on_shutdown,
+        revoke_url.is_some() || is_discovered,
         problems,
     );
+    let client_id = client_id(table.client_id, table.client_id_file, &place, problems);
     let lifetime = LifetimePolicy {
         refresh_at: share(table.refresh_at, 0.8, problems),
         refresh_jitter: share(table.refresh_jitter, 0.1, problems),
@@ -45,36 +54,33 @@ pub(super) fn credential(
         lifetime,
         wait_timeout: duration_or_zero(table.wait_timeout, "5s", problems),
         max_waiting: count_or_zero(table.max_waiting, 1024),
+        renew_unused: true,
+        revoke_at_end: revoke_on_shutdown,
     };
-    let client_auth = choice(
-        table.client_auth,
-        problems,
-        &[
-            ("client_secret_basic", ClientAuth::ClientSecretBasic),
-            ("client_secret_post", ClientAuth::ClientSecretPost),
-        ],
-    );
-    let basic_encoding = choice(
-        table.basic_encoding,
-        problems,
-        &[("form", BasicEncoding::Form), ("raw", BasicEncoding::Raw)],
-    );
     let scope = parsed(table.scope, problems, scope);
     let resource = resources(table.resource, problems);
     let extra_params = extra_params(table.extra_params, problems);
+    let on_scope_downgrade = choice(
+        table.on_scope_downgrade,
+        problems,
+        &[
+            ("warn", ScopeDowngrade::Warn),
+            ("fail", ScopeDowngrade::Fail),
+            ("ignore", ScopeDowngrade::Ignore),
+        ],
+    );
+    let invalidate_on_status = invalidate_on_status(table.invalidate_on_status, problems);
     let request_timeout = duration(table.request_timeout, "10s", problems);
-    let connect_timeout = duration(table.connect_timeout, "2s", problems);
-    let ca_file = ca_file(table.ca_file, problems);
     let endpoint = TokenEndpointConfig {
-        url: token_url?,
+        location: location?,
+        revoke_url,
         client_id: client_id?,
-        client_secret: client_secret?,
-        client_auth,
-        basic_encoding,
+        client_auth: client_auth?,
         scope,
         audience: list(table.audience),
         resource,
         extra_params,
+        on_scope_downgrade,
         request_timeout,
         default_lifetime: duration(table.default_lifetime, "300s", problems),
         max_lifetime: duration(table.max_lifetime, "24h", problems),
@@ -83,36 +89,166 @@ pub(super) fn credential(
         name,
         endpoint,
         policy,
-        connect_timeout,
-        ca_file,
+        connect,
+        replay_on_401: flag(table.replay_on_401, true),
+        invalidate_on_status,
     })
 }
 
-fn token_url(
-    setting: &Setting<String>,
+fn connect(table: &mut CredentialTable, problems: &mut Problems) -> ConnectConfig {
+    let settings = ConnectSettings {
+        connect_timeout: table.connect_timeout.take(),
+        default_timeout: "2s",
+        ca_file: table.ca_file.take(),
+        client_cert_file: table.client_cert_file.take(),
+        client_key_file: table.client_key_file.take(),
+        server_name: None,
+        proxy_url: table.proxy_url.take(),
+        no_proxy: table.no_proxy.take(),
+        dns_refresh: None,
+        // One look-up an hour is nothing to save.
+        default_dns_refresh: "0s",
+        versions: HttpVersions::Http1,
+    };
+    let url = table.token_url.as_ref().or(table.issuer.as_ref());
+    let url = url.and_then(|url| url.value.parse().ok());
+    settings.checked(url.as_ref(), problems)
+}
+
+/// A certificate proves who we are only where there is one.
+fn check_certificate(
+    client_auth: Option<&ClientAuth>,
+    connect: &ConnectConfig,
+    place: &str,
+    problems: &mut Problems,
+) {
+    if let Some(client_auth) = client_auth
+        && client_auth.demands_client_certificate()
+        && connect.tls.client_identity.is_none()
+    {
+        let message = format!("missing `client_cert_file` and `client_key_file` in [{place}]");
+        let problem = Problem::new(message);
+        problems.push(problem.hint("this client_auth is proved by a client certificate"));
+    }
+}
+
+/// How the addresses of an authorization server may be reached.
+#[derive(Clone, Copy)]
+struct Reach<'a> {
+    connect: &'a ConnectConfig,
     allow_insecure: bool,
+}
+
+impl Reach<'_> {
+    /// Tells who could read what is sent to `url`, unless that is allowed.
+    fn check(
+        self,
+        setting: &Setting<String>,
+        url: &Url,
+        uri: &Uri,
+        risk: &str,
+        problems: &mut Problems,
+    ) {
+        let by_proxy = is_read_by_a_proxy(self.connect, uri);
+        if self.allow_insecure || (is_confidential(url) && !by_proxy) {
+            return;
+        }
+        let (message, how) = if by_proxy {
+            (format!("through a proxy, {risk}"), "use https or no_proxy")
+        } else {
+            (risk.to_owned(), "use https")
+        };
+        problems.push(Problem::at(&setting.origin, message).hint(format!(
+            "{how}, or set allow_insecure_token_url = true if you know better"
+        )));
+    }
+}
+
+fn location(
+    token_url: Text,
+    issuer: Text,
+    reach: Reach<'_>,
+    place: &str,
+    problems: &mut Problems,
+) -> Option<Location> {
+    match (token_url, issuer) {
+        (Some(_), Some(issuer)) => {
+            let problem = Problem::at(&issuer.origin, "issuer together with token_url");
+            problems.push(problem.hint(
+                "keep one of the two; the metadata of the issuer says where its token endpoint is",
+            ));
+            None
+        }
+        (Some(url), None) => endpoint_url(&url, "token", reach, problems).map(Location::Url),
+        (None, Some(issuer)) => discovered(&issuer, reach, problems).map(Location::Issuer),
+        (None, None) => {
+            problems.push(missing("token_url", place, "BEARERD_TOKEN_URL"));
+            None
+        }
+    }
+}
+
+/// The URL of the `kind` endpoint.
+fn endpoint_url(
+    setting: &Setting<String>,
+    kind: &str,
+    reach: Reach<'_>,
     problems: &mut Problems,
 ) -> Option<Uri> {
     let url = checked_url(setting, problems)?;
-    if url.scheme() == "http" && !allow_insecure && !is_loopback(&url) {
-        problems.push(
-            Problem::at(
-                &setting.origin,
-                "the token endpoint would get the client secret unencrypted",
-            )
-            .hint("use https, or set allow_insecure_token_url = true if you know better"),
-        );
-    }
-    as_uri(setting, problems)
+    let uri = as_uri(setting, problems)?;
+    let risk = format!("the {kind} endpoint would get the client secret unencrypted");
+    reach.check(setting, &url, &uri, &risk, problems);
+    Some(uri)
 }
 
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(url::Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
-        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
-        None => false,
+fn discovered(
+    setting: &Setting<String>,
+    reach: Reach<'_>,
+    problems: &mut Problems,
+) -> Option<Issuer> {
+    let url = checked_url(setting, problems)?;
+    let uri = as_uri(setting, problems)?;
+    let risk = "metadata without TLS can be forged, and leads the client secret anywhere";
+    reach.check(setting, &url, &uri, risk, problems);
+    let issuer = Issuer::new(&setting.value, reach.allow_insecure);
+    if issuer.is_none() {
+        let message = "not an issuer identifier: it must be a URL without query (RFC 8414 §2)";
+        problems.push(Problem::at(&setting.origin, message));
     }
+    issuer
+}
+
+fn revoke_on_shutdown(setting: Flag, is_possible: bool, problems: &mut Problems) -> bool {
+    let Some(setting) = setting.filter(|setting| setting.value) else {
+        return false;
+    };
+    if !is_possible {
+        let message = "revoke_on_shutdown without a revocation endpoint (RFC 7009)";
+        problems.push(Problem::at(&setting.origin, message).hint(
+            "set revoke_url, or issuer instead of token_url if its metadata has a revocation_endpoint",
+        ));
+    }
+    true
+}
+
+/// Statuses of the upstream that say something about the token; 401 unless others are named.
+fn invalidate_on_status(setting: Numbers, problems: &mut Problems) -> Vec<StatusCode> {
+    let Some(setting) = setting else {
+        return vec![StatusCode::UNAUTHORIZED];
+    };
+    let mut statuses = Vec::new();
+    for number in setting.value {
+        let status = u16::try_from(number).ok().map(StatusCode::from_u16);
+        match status {
+            Some(Ok(status)) if status.is_client_error() => statuses.push(status),
+            _ => {
+                let message = format!("{number} is not a status from 400 to 499");
+                problems.push(Problem::at(&setting.origin, message));
+            }
+        }
+    }
+    statuses
 }
 
 fn client_id(inline: Text, file: Text, place: &str, problems: &mut Problems) -> Option<ClientId> {
@@ -129,12 +265,11 @@ fn client_id(inline: Text, file: Text, place: &str, problems: &mut Problems) -> 
             None
         }
         (Some(inline), None) => Some(ClientId::Inline(inline.value)),
-        (None, Some(file)) => readable(
-            SecretSource::File(file.value.into()),
-            &file.origin,
-            problems,
-        )
-        .map(ClientId::File),
+        (None, Some(file)) => {
+            let source = SecretSource::File(file.value.into());
+            read(&source, &file.origin, problems)?;
+            Some(ClientId::File(source))
+        }
         (None, None) => {
             problems.push(missing("client_id", place, "BEARERD_CLIENT_ID"));
             None
@@ -142,76 +277,8 @@ fn client_id(inline: Text, file: Text, place: &str, problems: &mut Problems) -> 
     }
 }
 
-fn client_secret(
-    file: Text,
-    env: Text,
-    place: &str,
-    problems: &mut Problems,
-) -> Option<SecretSource> {
-    match (file, env) {
-        (Some(file), Some(_)) => {
-            let message = "client_secret_file together with client_secret_env";
-            problems.push(
-                Problem::at(&file.origin, message)
-                    .hint("keep one of the two; a file can be rotated"),
-            );
-            None
-        }
-        (Some(file), None) => readable(
-            SecretSource::File(file.value.into()),
-            &file.origin,
-            problems,
-        ),
-        (None, Some(env)) if !is_variable_name(&env.value) => {
-            // Not shown: it may be the secret itself.
-            let message =
-                "client_secret_env is not the name of an environment variable (A-Z, 0-9, _)";
-            problems.push(Problem::at(&env.origin, message));
-            None
-        }
-        (None, Some(env)) => readable(SecretSource::Env(env.value), &env.origin, problems),
-        (None, None) => {
-            problems.push(missing(
-                "client_secret_file",
-                place,
-                "BEARERD_CLIENT_SECRET_FILE",
-            ));
-            None
-        }
-    }
-}
-
-fn is_variable_name(text: &str) -> bool {
-    !text.is_empty()
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
-}
-
-/// A secret that cannot be read now will not be there in a minute either; better told at start than at the first use.
-fn readable(
-    source: SecretSource,
-    origin: &Origin,
-    problems: &mut Problems,
-) -> Option<SecretSource> {
-    match source.read() {
-        Ok(_) => Some(source),
-        Err(error) => {
-            let hint = match error.fault() {
-                SecretFault::Forbidden => {
-                    "let the user that runs bearerd read it; in Kubernetes set fsGroup: 65532"
-                }
-                SecretFault::NotAFile => "name a regular file; a pipe cannot be read at each use",
-                _ => "put the secret there before bearerd starts",
-            };
-            problems.push(Problem::at(origin, error.to_string()).hint(hint));
-            None
-        }
-    }
-}
-
 /// `scope-token`s (RFC 6749 §3.3).
-fn scope(text: &str) -> Result<String, String> {
+pub(super) fn scope(text: &str) -> Result<String, String> {
     let is_token = |token: &str| {
         token
             .bytes()

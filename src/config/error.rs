@@ -224,13 +224,18 @@ fn masked(line: &str) -> String {
     }
     let is_suspicious = match key.trim().trim_matches('"') {
         // Where a secret is, and not the secret, unless another setting follows.
-        "client_secret_file" | "token_url" => value.matches(['"', '\'']).count() > 2,
+        "client_secret_file"
+        | "client_key_file"
+        | "private_key_file"
+        | "client_assertion_file"
+        | "client_auth"
+        | "token_url" => value.matches(['"', '\'']).count() > 2,
         _ => ["secret", "password", "token", "key", "authorization"]
             .iter()
             .any(|word| line.to_ascii_lowercase().contains(word)),
     };
-    // An inline table has names of the user's own.
-    if is_suspicious || line.contains(['@', '{']) {
+    // An inline table has names of the user's own; PEM stands in a file, and not here.
+    if is_suspicious || line.contains(['@', '{']) || line.contains("-----BEGIN") {
         format!("{key}= ***")
     } else {
         line.to_owned()

@@ -3,6 +3,8 @@
 //! The parts own their settings ([`GuardConfig`], [`UpstreamConfig`], [`CredentialConfig`] …); this folder reads the
 //! tables they are written in and resolves them. A secret is never written in the file, only where it is.
 
+mod client_auth;
+mod connect;
 mod credential;
 pub mod error;
 mod overlay;
@@ -27,7 +29,7 @@ pub use overlay::{Flags, Inputs};
 use tables::Tables;
 
 /// Everything that is configured, checked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
     pub proxy: ProxyConfig,
     pub admin: AdminConfig,
@@ -35,17 +37,34 @@ pub struct Config {
     pub workers: usize,
     pub log: LogConfig,
     /// At least one.
+    pub upstreams: Vec<UpstreamConfig>,
+    /// At least one.
+    pub credentials: Vec<CredentialConfig>,
+    /// At least one.
     pub routes: Vec<RouteConfig>,
-    pub upstream: UpstreamConfig,
-    pub credential: CredentialConfig,
+    /// Those that the routes name, at least one; each once.
+    pub tokens: Vec<TokenConfig>,
     /// Where it all came from, for one line of the log.
     pub sources: Sources,
     /// What is odd but does not stop us.
     pub warnings: Vec<String>,
 }
 
+/// One kind of token that routes ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenConfig {
+    /// Which of the credentials, from 0.
+    pub credential: usize,
+    /// Space-delimited (RFC 6749 §3.3); none for the server's default.
+    pub scope: Option<String>,
+    /// What logs, metrics and probes call it: the credential, and its scope where that is not the credential's own.
+    pub label: String,
+    /// Whether it is renewed though no request uses it: one of each credential is.
+    pub renew_unused: bool,
+}
+
 /// The listener for applications.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ProxyConfig {
     /// At least one.
     pub listen: Vec<ListenAddress>,
@@ -72,7 +91,7 @@ pub struct ProxyConfig {
 }
 
 /// The listener for operators.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdminConfig {
     pub listen: SocketAddr,
 }
@@ -86,7 +105,7 @@ impl Default for AdminConfig {
 }
 
 /// What is logged, and how.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogConfig {
     pub level: tracing::Level,
     pub format: LogFormat,
@@ -145,6 +164,42 @@ impl Config {
             Some(config) if problems.is_empty() => Ok(config),
             _ => Err(ConfigError::new(file, problems)),
         }
+    }
+
+    /// The settings that differ in `next` and are looked at when the process starts, and never again.
+    pub fn changed_for_restart(&self, next: &Self) -> Vec<&'static str> {
+        let (old, new) = (&self.proxy, &next.proxy);
+        let changes = [
+            ("proxy.listen", old.listen != new.listen),
+            (
+                "proxy.unix_socket_mode",
+                old.unix_socket_mode != new.unix_socket_mode,
+            ),
+            ("proxy.http2", old.http2 != new.http2),
+            (
+                "proxy.header_timeout",
+                old.header_timeout != new.header_timeout,
+            ),
+            (
+                "proxy.max_connections",
+                old.max_connections != new.max_connections,
+            ),
+            (
+                "proxy.max_in_flight",
+                old.max_in_flight != new.max_in_flight,
+            ),
+            (
+                "proxy.max_header_bytes",
+                old.max_header_bytes != new.max_header_bytes,
+            ),
+            ("admin.listen", self.admin != next.admin),
+            ("runtime.workers", self.workers != next.workers),
+            ("log", self.log != next.log),
+        ];
+        changes
+            .into_iter()
+            .filter_map(|(key, has_changed)| has_changed.then_some(key))
+            .collect()
     }
 
     /// The admin address alone, for commands that only talk to a running sidecar.

@@ -91,7 +91,7 @@ impl Inputs {
     }
 
     /// The configuration file, if one is named.
-    pub(super) fn file(&self) -> Option<PathBuf> {
+    pub fn file(&self) -> Option<PathBuf> {
         let flag = self.flags.config.clone();
         flag.or_else(|| self.variable("BEARERD_CONFIG").map(PathBuf::from))
     }
@@ -269,6 +269,9 @@ struct CredentialLayer {
 
 impl CredentialLayer {
     fn lay_over(self, table: &mut CredentialTable, problems: &mut Vec<Problem>) {
+        if self.token_url.is_some() {
+            table.issuer = None;
+        }
         replace(&mut table.token_url, self.token_url);
         if self.client_id.is_some() {
             table.client_id_file = None;
@@ -285,7 +288,10 @@ impl CredentialLayer {
                 );
             }
             (Some(file), _) => {
-                table.client_secret_file = Some(file);
+                table.client_secret_file = Some(Setting {
+                    value: OneOrMany::One(file.value),
+                    origin: file.origin,
+                });
                 table.client_secret_env = None;
             }
             (None, Some(env)) => {

@@ -12,79 +12,111 @@ use super::setting::{
     Problems, choice, choice_or, count, duration, duration_or_zero, flag, list, parsed, size,
 };
 use super::tables::{AdminTable, List, LogTable, Number, OneOrMany, ProxyTable, Setting, Tables};
-use super::upstream::upstream;
-use super::{AdminConfig, Config, LogConfig, LogFormat, ProxyConfig, Sources};
+use super::upstream::{upstream, warning};
+use super::{AdminConfig, Config, LogConfig, LogFormat, ProxyConfig, Sources, TokenConfig};
 use crate::net::socket::ListenAddress;
+use crate::oauth::CredentialConfig;
 use crate::proxy::AccessLog;
 use crate::proxy::guard::GuardConfig;
+use crate::proxy::route::RouteConfig;
+use crate::proxy::upstream::UpstreamConfig;
 
 /// `None` only when there is no upstream or no credential at all; `problems` says so then.
 pub(super) fn config(
     tables: Tables,
     sources: Sources,
-    warnings: Vec<String>,
+    mut warnings: Vec<String>,
     problems: &mut Problems,
 ) -> Option<Config> {
     let proxy = proxy(tables.proxy, problems);
     let admin = admin(tables.admin, problems);
     let workers = workers(tables.runtime.workers, problems);
     let log = log(tables.log, problems);
-    let upstream = the_one(
+    let upstreams: Vec<_> = named(
         tables.upstream,
         "upstream",
         "BEARERD_UPSTREAM_URL",
         problems,
     )
-    .and_then(|(name, table)| upstream(name, table, problems));
-    let credential = the_one(
+    .into_iter()
+    .filter_map(|(name, table)| upstream(name, table, problems))
+    .collect();
+    let credentials: Vec<_> = named(
         tables.credential,
         "credential",
         "BEARERD_TOKEN_URL",
         problems,
     )
-    .and_then(|(name, table)| credential(name, table, problems));
-    let (upstream, credential) = (upstream?, credential?);
+    .into_iter()
+    .filter_map(|(name, table)| credential(name, table, problems))
+    .collect();
+    if upstreams.is_empty() || credentials.is_empty() {
+        return None;
+    }
+    let (routes, tokens) = routes(tables.route, &upstreams, &credentials, problems);
+    warnings.extend(upstreams.iter().filter_map(warning));
+    warnings.extend(unused(&upstreams, &credentials, &routes, &tokens));
     Some(Config {
         proxy,
         admin,
         workers,
         log,
-        routes: routes(tables.route, &upstream, &credential, problems),
-        upstream,
-        credential,
+        upstreams,
+        credentials,
+        routes,
+        tokens,
         sources,
         warnings,
     })
 }
 
-fn the_one<T>(
+/// The tables by their names, of which there must be one.
+fn named<T>(
     tables: BTreeMap<String, T>,
     kind: &str,
     variable: &str,
     problems: &mut Problems,
-) -> Option<(String, T)> {
-    if tables.len() > 1 {
-        let message = format!(
-            "{} tables [{kind}.NAME]; this version knows exactly one",
-            tables.len()
-        );
-        problems.push(Problem::new(message));
-    }
-    let Some((name, table)) = tables.into_iter().next() else {
+) -> BTreeMap<String, T> {
+    if tables.is_empty() {
         problems.push(Problem::new(format!("there is no {kind}")).hint(format!(
             "set {variable}, or write a table [{kind}.NAME] into a file named by --config"
         )));
-        return None;
-    };
-    let is_plain = name
-        .bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
-    if !is_plain || !(1..=64).contains(&name.len()) {
-        let message =
-            format!("the name in [{kind}.{name:?}] is not 1 to 64 letters, digits, - and _");
-        problems.push(Problem::new(message));
     }
-    Some((name, table))
+    for name in tables.keys() {
+        let is_plain = name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+        if !is_plain || !(1..=64).contains(&name.len()) {
+            let message =
+                format!("the name in [{kind}.{name:?}] is not 1 to 64 letters, digits, - and _");
+            problems.push(Problem::new(message));
+        }
+    }
+    tables
+}
+
+/// Tables that no route names.
+fn unused(
+    upstreams: &[UpstreamConfig],
+    credentials: &[CredentialConfig],
+    routes: &[RouteConfig],
+    tokens: &[TokenConfig],
+) -> Vec<String> {
+    let upstreams = upstreams
+        .iter()
+        .enumerate()
+        .filter_map(|(index, upstream)| {
+            let is_used = routes.iter().any(|route| route.upstream == index);
+            (!is_used).then(|| format!("no route leads to [upstream.{}]", upstream.name))
+        });
+    let credentials = credentials
+        .iter()
+        .enumerate()
+        .filter_map(|(index, credential)| {
+            let is_used = tokens.iter().any(|token| token.credential == index);
+            (!is_used).then(|| format!("no route uses [credential.{}]", credential.name))
+        });
+    upstreams.chain(credentials).collect()
 }
 
 fn proxy(table: ProxyTable, problems: &mut Problems) -> ProxyConfig {

@@ -1,40 +1,48 @@
 //! `[[route]]`.
 
 use http::Method;
+use http::uri::Authority;
 
+use super::TokenConfig;
+use super::credential::scope;
 use super::error::{Problem, closest};
 use super::setting::{Problems, duration, flag, parsed};
-use super::tables::{List, RouteTable, Setting};
+use super::tables::{List, RouteTable, Text};
 use crate::net::tls::HttpVersions;
 use crate::oauth::CredentialConfig;
 use crate::proxy::route::RouteConfig;
 use crate::proxy::upstream::UpstreamConfig;
 
-/// Without any table, one route for everything.
+/// What routes can name.
+struct Names<'a> {
+    upstreams: &'a [UpstreamConfig],
+    credentials: &'a [CredentialConfig],
+}
+
+/// The routes, and the tokens that they name. Without any table there is one route for everything.
 pub(super) fn routes(
     tables: Vec<RouteTable>,
-    upstream: &UpstreamConfig,
-    credential: &CredentialConfig,
+    upstreams: &[UpstreamConfig],
+    credentials: &[CredentialConfig],
     problems: &mut Problems,
-) -> Vec<RouteConfig> {
+) -> (Vec<RouteConfig>, Vec<TokenConfig>) {
+    let names = Names {
+        upstreams,
+        credentials,
+    };
+    let mut tokens = Vec::new();
     if tables.is_empty() {
-        return vec![RouteConfig::everything()];
+        if upstreams.len() > 1 || credentials.len() > 1 {
+            let problem = Problem::new("several upstreams or credentials, and no route");
+            problems.push(problem.hint("write [[route]] tables that say which is for what"));
+        }
+        let mut route = RouteConfig::everything(authority(&upstreams[0]));
+        route.tokens = names.token(&mut tokens, 0, None);
+        return (vec![route], tokens);
     }
     let mut routes: Vec<RouteConfig> = Vec::new();
     for (index, table) in tables.into_iter().enumerate() {
-        must_be(
-            table.upstream.as_ref(),
-            "upstream",
-            &upstream.name,
-            problems,
-        );
-        must_be(
-            table.credential.as_ref(),
-            "credential",
-            &credential.name,
-            problems,
-        );
-        let route = route(index, table, upstream, problems);
+        let route = route(index, table, &names, &mut tokens, problems);
         if let Some(twin) = routes.iter().find(|other| are_twins(other, &route)) {
             problems.push(Problem::new(format!(
                 "the routes {:?} and {:?} cover the same path and methods",
@@ -43,13 +51,48 @@ pub(super) fn routes(
         }
         routes.push(route);
     }
-    routes
+    (routes, tokens)
+}
+
+impl Names<'_> {
+    /// Which token this is, from 0; a new one if no route has named it before.
+    fn token(
+        &self,
+        tokens: &mut Vec<TokenConfig>,
+        credential: usize,
+        narrowed: Option<String>,
+    ) -> usize {
+        let config = &self.credentials[credential];
+        let own = &config.endpoint.scope;
+        let scope = narrowed.or_else(|| own.clone());
+        let is_known = |token: &TokenConfig| token.credential == credential && token.scope == scope;
+        if let Some(known) = tokens.iter().position(is_known) {
+            return known;
+        }
+        let label = match &scope {
+            Some(narrowed) if scope != *own => format!("{}:{narrowed}", config.name),
+            _ => config.name.clone(),
+        };
+        tokens.push(TokenConfig {
+            renew_unused: !tokens.iter().any(|token| token.credential == credential),
+            credential,
+            scope,
+            label,
+        });
+        tokens.len() - 1
+    }
+}
+
+fn authority(upstream: &UpstreamConfig) -> Authority {
+    let authority = upstream.url.authority().cloned();
+    authority.unwrap_or_else(|| Authority::from_static("invalid."))
 }
 
 fn route(
     index: usize,
     table: RouteTable,
-    upstream: &UpstreamConfig,
+    names: &Names<'_>,
+    tokens: &mut Vec<TokenConfig>,
     problems: &mut Problems,
 ) -> RouteConfig {
     let name = match table.name {
@@ -61,30 +104,102 @@ fn route(
             "missing `path` in the route {name:?}"
         )));
     }
-    let upgrade = table.upgrade;
-    let websocket = upgrade.as_ref().map(|setting| setting.origin.clone());
-    let websocket = websocket.filter(|_| allows_websocket(upgrade, problems));
-    if let Some(origin) = &websocket
-        && upstream.http == HttpVersions::Http2
+    let upstreams: Vec<&str> = names.upstreams.iter().map(|u| u.name.as_str()).collect();
+    let credentials: Vec<&str> = names.credentials.iter().map(|c| c.name.as_str()).collect();
+    let upstream = one_of(table.upstream, "upstream", &upstreams, &name, problems);
+    let credential = one_of(
+        table.credential,
+        "credential",
+        &credentials,
+        &name,
+        problems,
+    );
+    let narrowed = narrowed(table.scope, &names.credentials[credential], problems);
+    RouteConfig {
+        websocket: websocket(table.upgrade, &names.upstreams[upstream], problems),
+        authority: authority(&names.upstreams[upstream]),
+        upstream,
+        tokens: names.token(tokens, credential, narrowed),
+        name,
+        path: parsed(table.path, problems, path).unwrap_or_default(),
+        methods: methods(table.methods, problems),
+        strip_prefix: flag(table.strip_prefix, false),
+        response_timeout: table
+            .response_timeout
+            .map(|timeout| duration(Some(timeout), "0s", problems)),
+    }
+}
+
+/// Which of the names is meant, from 0: the only one if none is said.
+fn one_of(
+    setting: Text,
+    kind: &str,
+    names: &[&str],
+    route: &str,
+    problems: &mut Problems,
+) -> usize {
+    let Some(setting) = setting else {
+        if names.len() > 1 {
+            let problem = Problem::new(format!("missing `{kind}` in the route {route:?}"));
+            problems.push(problem.hint(format!("there are {}", names.join(", "))));
+        }
+        return 0;
+    };
+    if let Some(index) = names.iter().position(|name| *name == setting.value) {
+        return index;
+    }
+    let problem = Problem::at(
+        &setting.origin,
+        format!("there is no [{kind}.{}]", setting.value),
+    );
+    problems.push(match (closest(&setting.value, names), names) {
+        (Some(close), _) => problem.hint(format!("did you mean {close:?}?")),
+        (None, [only]) => problem.hint(format!("there is [{kind}.{only}]")),
+        (None, _) => problem.hint(format!("there are {}", names.join(", "))),
+    });
+    0
+}
+
+/// A part of the credential's scope.
+fn narrowed(
+    setting: Text,
+    credential: &CredentialConfig,
+    problems: &mut Problems,
+) -> Option<String> {
+    let origin = setting.as_ref().map(|setting| setting.origin.clone())?;
+    let narrowed = parsed(setting, problems, scope)?;
+    if let Some(whole) = &credential.endpoint.scope
+        && let Some(wider) = narrowed
+            .split(' ')
+            .find(|token| !whole.split(' ').any(|granted| granted == *token))
     {
+        let problem = Problem::at(
+            &origin,
+            format!("the scope of a route is a part of its credential's, and {wider:?} is none"),
+        );
+        problems.push(problem.hint(format!(
+            "[credential.{}] has scope = {whole:?}; add it there, or leave scope out there",
+            credential.name
+        )));
+    }
+    Some(narrowed)
+}
+
+fn websocket(setting: List, upstream: &UpstreamConfig, problems: &mut Problems) -> bool {
+    let Some(origin) = setting.as_ref().map(|setting| setting.origin.clone()) else {
+        return false;
+    };
+    let is_allowed = allows_websocket(setting, problems);
+    if is_allowed && upstream.connect.tls.versions == HttpVersions::Http2 {
         problems.push(
             Problem::at(
-                origin,
+                &origin,
                 "an upgrade needs HTTP/1.1, and the upstream has http = \"2\"",
             )
             .hint("set http = \"auto\" there; upgrades then take HTTP/1.1, the rest HTTP/2"),
         );
     }
-    RouteConfig {
-        name,
-        path: parsed(table.path, problems, path).unwrap_or_default(),
-        methods: methods(table.methods, problems),
-        strip_prefix: flag(table.strip_prefix, false),
-        websocket: websocket.is_some(),
-        response_timeout: table
-            .response_timeout
-            .map(|timeout| duration(Some(timeout), "0s", problems)),
-    }
+    is_allowed
 }
 
 /// A path that needs no decoding, so that it can be compared with what arrives as it is.
@@ -143,20 +258,6 @@ fn allows_websocket(setting: List, problems: &mut Problems) -> bool {
         }
     }
     !words.is_empty()
-}
-
-fn must_be(setting: Option<&Setting<String>>, kind: &str, only: &str, problems: &mut Problems) {
-    let Some(setting) = setting else { return };
-    if setting.value != only {
-        let problem = Problem::at(
-            &setting.origin,
-            format!("there is no [{kind}.{}]", setting.value),
-        );
-        problems.push(match closest(&setting.value, &[only]) {
-            Some(close) => problem.hint(format!("did you mean {close:?}?")),
-            None => problem.hint(format!("there is [{kind}.{only}]")),
-        });
-    }
 }
 
 /// Whether no request could tell the two apart.

@@ -1,6 +1,5 @@
 //! Single settings: text into values, with what is wrong about them collected on the way.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -9,7 +8,6 @@ use url::Url;
 
 use super::error::{Problem, closest};
 use super::tables::{Flag, List, Number, Setting, Share, Text};
-use crate::net::tls::{ClientTls, HttpVersions};
 
 /// What is wrong, in the order it was found.
 pub(super) type Problems = Vec<Problem>;
@@ -62,15 +60,6 @@ pub(super) fn as_uri(setting: &Setting<String>, problems: &mut Problems) -> Opti
             None
         }
     }
-}
-
-pub(super) fn ca_file(setting: Text, problems: &mut Problems) -> Option<PathBuf> {
-    let setting = setting?;
-    let path = PathBuf::from(&setting.value);
-    if let Err(error) = ClientTls::load(Some(&path), HttpVersions::Auto) {
-        problems.push(Problem::at(&setting.origin, error.to_string()));
-    }
-    Some(path)
 }
 
 pub(super) fn parsed<T>(

@@ -44,6 +44,7 @@ impl OneOrMany {
 pub(super) type Text = Option<Setting<String>>;
 pub(super) type Flag = Option<Setting<bool>>;
 pub(super) type Number = Option<Setting<u64>>;
+pub(super) type Numbers = Option<Setting<Vec<u64>>>;
 pub(super) type Share = Option<Setting<f64>>;
 pub(super) type List = Option<Setting<OneOrMany>>;
 pub(super) type Map = Option<Setting<BTreeMap<String, String>>>;
@@ -111,6 +112,12 @@ pub(super) struct UpstreamTable {
     pub(super) max_idle_connections: Number,
     pub(super) http: Text,
     pub(super) ca_file: Text,
+    pub(super) client_cert_file: Text,
+    pub(super) client_key_file: Text,
+    pub(super) server_name: Text,
+    pub(super) proxy_url: Text,
+    pub(super) no_proxy: List,
+    pub(super) dns_refresh: Text,
     pub(super) set_headers: Map,
     pub(super) remove_headers: List,
     pub(super) rewrite_location: Flag,
@@ -124,6 +131,7 @@ pub(super) struct RouteTable {
     pub(super) methods: List,
     pub(super) upstream: Text,
     pub(super) credential: Text,
+    pub(super) scope: Text,
     pub(super) strip_prefix: Flag,
     pub(super) upgrade: List,
     pub(super) response_timeout: Text,
@@ -133,16 +141,26 @@ pub(super) struct RouteTable {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct CredentialTable {
     pub(super) token_url: Text,
+    pub(super) issuer: Text,
     pub(super) client_id: Text,
     pub(super) client_id_file: Text,
-    pub(super) client_secret_file: Text,
+    pub(super) client_secret_file: List,
     pub(super) client_secret_env: Text,
     pub(super) client_auth: Text,
     pub(super) basic_encoding: Text,
+    pub(super) private_key_file: Text,
+    pub(super) key_id: Text,
+    pub(super) signing_algorithm: Text,
+    pub(super) client_assertion_file: Text,
     pub(super) scope: Text,
     pub(super) audience: List,
     pub(super) resource: List,
     pub(super) extra_params: Map,
+    pub(super) on_scope_downgrade: Text,
+    pub(super) replay_on_401: Flag,
+    pub(super) invalidate_on_status: Numbers,
+    pub(super) revoke_url: Text,
+    pub(super) revoke_on_shutdown: Flag,
     pub(super) refresh_at: Share,
     pub(super) refresh_jitter: Share,
     pub(super) expiry_margin: Text,
@@ -153,5 +171,9 @@ pub(super) struct CredentialTable {
     pub(super) connect_timeout: Text,
     pub(super) request_timeout: Text,
     pub(super) ca_file: Text,
+    pub(super) client_cert_file: Text,
+    pub(super) client_key_file: Text,
+    pub(super) proxy_url: Text,
+    pub(super) no_proxy: List,
     pub(super) allow_insecure_token_url: Flag,
 }

@@ -3,7 +3,7 @@ use std::io::Write;
 use tempfile::NamedTempFile;
 
 use super::*;
-use crate::oauth::client_auth::ClientAuth;
+use crate::oauth::client_auth::{BasicEncoding, ClientAuth, SecretMethod};
 use crate::oauth::token_endpoint::ClientId;
 use crate::secret::SecretSource;
 
@@ -145,11 +145,11 @@ fn five_variables_are_enough() {
         ],
     )
     .unwrap();
-    assert_eq!(config.upstream.name, "default");
-    assert_eq!(config.upstream.url, "https://api.payments.example/v1");
-    assert_eq!(config.credential.name, "default");
+    assert_eq!(config.upstreams[0].name, "default");
+    assert_eq!(config.upstreams[0].url, "https://api.payments.example/v1");
+    assert_eq!(config.credentials[0].name, "default");
     assert_eq!(
-        config.credential.endpoint.scope.as_deref(),
+        config.credentials[0].endpoint.scope.as_deref(),
         Some("read write")
     );
     assert_eq!(
@@ -179,18 +179,18 @@ fn flags_override_variables_and_those_the_file() {
         config.proxy.listen,
         [ListenAddress::Tcp("127.0.0.1:3".parse().unwrap())]
     );
-    assert_eq!(config.credential.endpoint.scope.as_deref(), Some("env"));
+    assert_eq!(config.credentials[0].endpoint.scope.as_deref(), Some("env"));
     assert_eq!(
-        config.credential.endpoint.client_auth,
-        ClientAuth::ClientSecretPost
+        config.credentials[0].endpoint.client_auth.name(),
+        "client_secret_post"
     );
     assert_eq!(config.log.level, tracing::Level::DEBUG);
     assert_eq!(
-        config.credential.endpoint.client_id,
+        config.credentials[0].endpoint.client_id,
         ClientId::Inline("shop-backend".into()),
         "a variable set to nothing is not set"
     );
-    assert_eq!(config.credential.name, "payments");
+    assert_eq!(config.credentials[0].name, "payments");
 }
 
 #[test]
@@ -435,67 +435,6 @@ fn listeners_may_be_unix_sockets() {
 }
 
 #[test]
-fn routes_are_checked() {
-    let secret = secret();
-    let routes = |lines: &str, upstream: &str| {
-        let text = minimal(&secret, "", upstream, "");
-        load(&format!("{text}\n{lines}")).map(|config| config.routes)
-    };
-    let route = routes(
-        "[[route]]\npath = \"/pay/\"\nmethods = [\"GET\", \"POST\"]\nupgrade = \"websocket\"\n\
-         strip_prefix = true\nresponse_timeout = \"5s\"\nupstream = \"payments\"\n",
-        "",
-    );
-    let expected = RouteConfig {
-        name: "route 1".to_owned(),
-        path: "/pay".to_owned(),
-        methods: vec![http::Method::GET, http::Method::POST],
-        strip_prefix: true,
-        websocket: true,
-        response_timeout: Some(Duration::from_secs(5)),
-    };
-    assert_eq!(route.unwrap(), [expected]);
-    assert_eq!(routes("", "").unwrap(), [RouteConfig::everything()]);
-    for (lines, upstream, expected) in [
-        ("", "", "missing `path`"),
-        ("path = \"pay\"", "", "not a path of plain segments"),
-        ("path = \"/a/../b\"", "", "not a path of plain segments"),
-        ("path = \"/a%20b\"", "", "not a path of plain segments"),
-        ("path = \"/a//b\"", "", "not a path of plain segments"),
-        ("path = \"/\"\nmethods = [\"get\"]", "", "is not a method"),
-        ("path = \"/\"\nmethods = []", "", "no method"),
-        (
-            "path = \"/\"\nupgrade = [\"h2c\"]",
-            "",
-            "no upgrade that can be allowed",
-        ),
-        (
-            "path = \"/\"\nupstream = \"payment\"",
-            "",
-            "did you mean \"payments\"?",
-        ),
-        (
-            "path = \"/\"\ncredential = \"x\"",
-            "",
-            "there is no [credential.x]",
-        ),
-        (
-            "path = \"/\"\n[[route]]\npath = \"/\"",
-            "",
-            "cover the same path",
-        ),
-        (
-            "path = \"/\"\nupgrade = \"websocket\"",
-            "http = \"2\"",
-            "an upgrade needs HTTP/1.1",
-        ),
-    ] {
-        let error = routes(&format!("[[route]]\n{lines}\n"), upstream).unwrap_err();
-        assert!(error.contains(expected), "{lines}: {error}");
-    }
-}
-
-#[test]
 fn secrets_are_proven_readable_at_start() {
     let empty = file("\n");
     let text = |path: &str| {
@@ -512,8 +451,11 @@ fn secrets_are_proven_readable_at_start() {
     let secret = secret();
     let config = load(&minimal(&secret, "", "", "")).unwrap();
     assert_eq!(
-        config.credential.endpoint.client_secret,
-        SecretSource::File(secret.path().into())
+        config.credentials[0].endpoint.client_auth,
+        ClientAuth::Secrets(
+            SecretMethod::Basic(BasicEncoding::Form),
+            vec![SecretSource::File(secret.path().into())]
+        )
     );
 }
 
@@ -525,3 +467,6 @@ fn nothing_at_all_says_how_to_begin() {
         "{error}"
     );
 }
+
+mod connect;
+mod routes;

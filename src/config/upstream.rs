@@ -2,9 +2,10 @@
 
 use http::{HeaderName, HeaderValue, header};
 
+use super::connect::{ConnectSettings, is_read_by_a_proxy};
 use super::error::Problem;
 use super::setting::{
-    Problems, as_uri, ca_file, checked_url, choice, count_or_zero, duration, flag, missing,
+    Problems, as_uri, checked_url, choice, count_or_zero, duration, flag, missing,
 };
 use super::tables::{List, Map, UpstreamTable};
 use crate::net::client::PoolConfig;
@@ -30,7 +31,7 @@ pub(super) fn upstream(
         }
         as_uri(&url, problems)
     });
-    let http = choice(
+    let versions = choice(
         table.http,
         problems,
         &[
@@ -39,23 +40,45 @@ pub(super) fn upstream(
             ("2", HttpVersions::Http2),
         ],
     );
+    let connect = ConnectSettings {
+        connect_timeout: table.connect_timeout,
+        default_timeout: "3s",
+        ca_file: table.ca_file,
+        client_cert_file: table.client_cert_file,
+        client_key_file: table.client_key_file,
+        server_name: table.server_name,
+        proxy_url: table.proxy_url,
+        no_proxy: table.no_proxy,
+        dns_refresh: table.dns_refresh,
+        default_dns_refresh: "30s",
+        versions,
+    };
+    let connect = connect.checked(url.as_ref(), problems);
     let config = UpstreamConfig {
         name,
         url: url?,
-        connect_timeout: duration(table.connect_timeout, "3s", problems),
+        connect,
         response_timeout: duration(table.response_timeout, "60s", problems),
         idle_timeout: duration(table.idle_timeout, "60s", problems),
         pool: PoolConfig {
             idle_timeout: duration(table.pool_idle_timeout, "30s", problems),
             max_idle: count_or_zero(table.max_idle_connections, 64),
         },
-        http,
-        ca_file: ca_file(table.ca_file, problems),
         set_headers: set_headers(table.set_headers, problems),
         remove_headers: remove_headers(table.remove_headers, problems),
         rewrite_location: flag(table.rewrite_location, true),
     };
     Some(config)
+}
+
+/// What is odd about it but does not stop us.
+pub(super) fn warning(config: &UpstreamConfig) -> Option<String> {
+    is_read_by_a_proxy(&config.connect, &config.url).then(|| {
+        format!(
+            "upstream {}: the proxy can read every request and its token, because the url is not https",
+            config.name
+        )
+    })
 }
 
 fn set_headers(setting: Map, problems: &mut Problems) -> Vec<(HeaderName, HeaderValue)> {

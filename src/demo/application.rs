@@ -15,8 +15,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::server::locked;
 use crate::net::body::Body;
 use crate::net::client::{HttpClient, PoolConfig};
-use crate::net::connect::Connector;
-use crate::net::tls::{ClientTls, HttpVersions, TlsError};
+use crate::net::connect::{ConnectConfig, Connector};
+use crate::net::tls::{HttpVersions, TlsError};
 
 /// For one exchange. Longer than bearerd makes a request wait for a token.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -101,8 +101,8 @@ impl OutgoingRequest {
 impl Application {
     /// Its connections run on the runtime that sends the first request.
     pub(super) fn new() -> Result<Self, TlsError> {
-        let tls = ClientTls::load(None, HttpVersions::Http1)?;
-        let connector = Connector::new(tls, TIMEOUT, None);
+        let config = ConnectConfig::new(TIMEOUT, HttpVersions::Http1);
+        let connector = Connector::new(&config, None)?;
         let pool = PoolConfig {
             // Shorter than bearerd keeps an idle connection.
             idle_timeout: Duration::from_secs(5),

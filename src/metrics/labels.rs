@@ -94,6 +94,8 @@ labels! {
         Scheduled = "scheduled",
         OnDemand = "on_demand",
         Upstream401 = "upstream_401",
+        /// The client credentials changed.
+        Reload = "reload",
     }
 }
 
@@ -129,14 +131,69 @@ labels! {
 }
 
 labels! {
-    /// What a 401 of the upstream led to.
+    /// What a 401 of the upstream led to, for the request that got it.
     UnauthorizedAction {
-        /// The token was set aside and its one renewal began.
-        Renew = "renew",
-        /// The answer was about something else, or about a token already replaced.
+        /// The token was renewed, and the request sent once more.
+        Replayed = "replayed",
+        /// The token was fresh, and the request sent once more with the one before it.
+        ReplayedPrevious = "replayed_previous",
+        /// The answer was about the token's scope, not about the token.
         Pass = "pass",
+        /// The token was renewed, and replay is off, or for another status.
+        SkippedOff = "skipped_off",
+        /// The token was renewed, and the body of the request was not here any more.
+        SkippedBody = "skipped_body",
+        /// The token was renewed, and the request might have been carried out.
+        SkippedUnsafe = "skipped_unsafe",
+        /// The renewal brought no other token in time.
+        NoToken = "no_token",
+        /// The renewal brought the same token.
+        SameToken = "same_token",
         /// A renewal was due, but the limit on renewals after a 401 was reached.
         Limit = "limit",
+        /// Fresh tokens are refused: no renewals for now.
+        Breaker = "breaker",
+    }
+}
+
+labels! {
+    /// Why a request was sent to the upstream once more.
+    RetryReason {
+        /// The upstream refused the token.
+        InvalidToken = "invalid_token",
+        /// The upstream said that it did nothing about it, or it never left.
+        Unprocessed = "unprocessed",
+    }
+}
+
+labels! {
+    /// What became of changed client credentials.
+    SecretReload {
+        /// A token came for them.
+        Accepted = "accepted",
+        /// The server does not know them; those before them are used, as long as it knows those.
+        Refused = "refused",
+        /// They could not be read at an attempt.
+        Unreadable = "unreadable",
+    }
+}
+
+labels! {
+    /// What made the configuration be read again.
+    ReloadTrigger {
+        Signal = "signal",
+        File = "file",
+    }
+}
+
+labels! {
+    /// What became of a configuration that was read again.
+    ReloadOutcome {
+        Success = "success",
+        /// It is wrong, or a file it names is.
+        Invalid = "invalid",
+        /// A credential that is new in it brought no token.
+        NoToken = "no_token",
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod bounded;
 mod labels;
+mod reload;
 mod token;
 
 use std::sync::Arc;
@@ -20,8 +21,10 @@ use tokio::time::Instant;
 
 use bounded::RequestDurations;
 pub use labels::{
-    Code, ConnectOutcome, FetchOutcome, LookupResult, SendFault, Trigger, UnauthorizedAction,
+    Code, ConnectOutcome, FetchOutcome, LookupResult, ReloadOutcome, ReloadTrigger, RetryReason,
+    SecretReload, SendFault, Trigger, UnauthorizedAction,
 };
+use reload::ReloadMetrics;
 use token::TokenFamilies;
 pub use token::TokenMetrics;
 
@@ -45,9 +48,11 @@ pub struct Metrics {
     tunnels_open: IntGauge,
     upstream_unauthorized: [IntCounter; UnauthorizedAction::ALL.len()],
     client_duration: HistogramVec,
+    upstream_retries: [IntCounter; RetryReason::ALL.len()],
     upstream_connections: IntGauge,
     upstream_connect: [Histogram; ConnectOutcome::ALL.len()],
     token_families: TokenFamilies,
+    reloads: ReloadMetrics,
     ready: IntGauge,
     log_lines_dropped: IntCounter,
 }
@@ -106,6 +111,12 @@ impl Metrics {
                     "error_type",
                 ],
             ),
+            upstream_retries: counters::<RetryReason, _>(
+                r,
+                "bearerd_upstream_retries_total",
+                "Requests sent to the upstream once more.",
+                "reason",
+            ),
             upstream_connections: gauge(
                 r,
                 "bearerd_upstream_connections_open",
@@ -113,6 +124,7 @@ impl Metrics {
             ),
             upstream_connect: connect_durations(r),
             token_families: TokenFamilies::new(r),
+            reloads: ReloadMetrics::new(r),
             ready: gauge(r, "bearerd_ready", "Whether the readiness check passes."),
             log_lines_dropped: counter(
                 r,
@@ -146,12 +158,19 @@ impl Metrics {
     pub fn upstream(&self, server_address: &str) -> UpstreamMetrics {
         UpstreamMetrics {
             duration: RequestDurations::client(self.client_duration.clone(), server_address),
+            retries: self.upstream_retries.clone(),
         }
     }
 
     /// The handles for one token; every enumerated series of it starts at 0 now.
     pub fn token(&self, token: &str) -> TokenMetrics {
-        self.token_families.resolve(token)
+        self.token_families
+            .resolve(token, self.reloads.secrets.clone())
+    }
+
+    /// The configuration was read again.
+    pub fn reloaded(&self, trigger: ReloadTrigger, outcome: ReloadOutcome) {
+        self.reloads.ended(trigger, outcome);
     }
 
     /// A request was answered with an error of our own.
@@ -240,12 +259,18 @@ impl Drop for RequestScope {
 /// Handles for one upstream host.
 pub struct UpstreamMetrics {
     duration: RequestDurations,
+    retries: [IntCounter; RetryReason::ALL.len()],
 }
 
 impl UpstreamMetrics {
     /// A response head arrived.
     pub fn answered(&self, method: &Method, status: StatusCode, time: Duration) {
         self.duration.observe(method, status.as_u16(), time);
+    }
+
+    /// A request is sent once more.
+    pub fn retried(&self, reason: RetryReason) {
+        self.retries[reason as usize].inc();
     }
 
     /// No response head arrived.

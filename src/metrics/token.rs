@@ -7,7 +7,7 @@ use prometheus::{
     Opts, Registry,
 };
 
-use super::labels::{FetchOutcome, LookupResult, Trigger};
+use super::labels::{FetchOutcome, LookupResult, SecretReload, Trigger};
 use super::{histograms, register};
 
 /// Handles for one token.
@@ -21,6 +21,10 @@ pub struct TokenMetrics {
     last_success: Gauge,
     consecutive_failures: IntGauge,
     same: IntCounter,
+    scope_downgrades: IntCounter,
+    breaker_open: IntGauge,
+    clock_skew: Gauge,
+    secret_reloads: [IntCounter; SecretReload::ALL.len()],
 }
 
 impl TokenMetrics {
@@ -56,6 +60,26 @@ impl TokenMetrics {
         self.consecutive_failures.set(failures.into());
     }
 
+    /// A token came with less scope than was asked for.
+    pub fn scope_downgraded(&self) {
+        self.scope_downgrades.inc();
+    }
+
+    /// Whether renewals are suspended because fresh tokens are refused.
+    pub fn set_breaker_open(&self, open: bool) {
+        self.breaker_open.set(open.into());
+    }
+
+    /// How far the authorization server's clock is ahead of ours, in seconds.
+    pub fn set_clock_skew(&self, seconds: f64) {
+        self.clock_skew.set(seconds);
+    }
+
+    /// Changed client credentials met their fate.
+    pub fn secret_reloaded(&self, outcome: SecretReload) {
+        self.secret_reloads[outcome as usize].inc();
+    }
+
     /// Whether a usable token is held.
     pub fn set_available(&self, available: bool) {
         self.available.set(available.into());
@@ -73,6 +97,9 @@ pub(super) struct TokenFamilies {
     last_success: GaugeVec,
     consecutive_failures: IntGaugeVec,
     same: IntCounterVec,
+    scope_downgrades: IntCounterVec,
+    breaker_open: IntGaugeVec,
+    clock_skew: GaugeVec,
 }
 
 impl TokenFamilies {
@@ -127,10 +154,27 @@ impl TokenFamilies {
                 "Renewals that brought the token that was held already.",
                 &["token"],
             ),
+            scope_downgrades: counters(
+                "bearerd_token_scope_downgrades_total",
+                "Tokens that came with less scope than was asked for.",
+                &["token"],
+            ),
+            breaker_open: int_gauges(
+                "bearerd_token_breaker_open",
+                "Whether renewals after a 401 are suspended because fresh tokens are refused (1) or not (0).",
+            ),
+            clock_skew: gauges(
+                "bearerd_clock_skew_seconds",
+                "How far the authorization server's clock is ahead of ours, by the Date of its last token response.",
+            ),
         }
     }
 
-    pub(super) fn resolve(&self, token: &str) -> TokenMetrics {
+    pub(super) fn resolve(
+        &self,
+        token: &str,
+        secret_reloads: [IntCounter; SecretReload::ALL.len()],
+    ) -> TokenMetrics {
         TokenMetrics {
             requests: Trigger::ALL.map(|trigger| {
                 FetchOutcome::ALL.map(|outcome| {
@@ -147,6 +191,10 @@ impl TokenFamilies {
             last_success: self.last_success.with_label_values(&[token]),
             consecutive_failures: self.consecutive_failures.with_label_values(&[token]),
             same: self.same.with_label_values(&[token]),
+            scope_downgrades: self.scope_downgrades.with_label_values(&[token]),
+            breaker_open: self.breaker_open.with_label_values(&[token]),
+            clock_skew: self.clock_skew.with_label_values(&[token]),
+            secret_reloads,
         }
     }
 }

@@ -91,11 +91,20 @@ enum Kept {
 impl Again {
     /// The body from its first byte on. `None` when more of it went out than is kept. The one before it is worth nothing
     /// from now on.
-    pub fn body(self) -> Option<Body> {
-        match self.0? {
+    pub fn body(&self) -> Option<Body> {
+        match self.0.as_ref()? {
             Kept::Bytes(bytes) if bytes.is_empty() => Some(Body::empty()),
-            Kept::Bytes(bytes) => Some(Body::full(bytes)),
+            Kept::Bytes(bytes) => Some(Body::full(bytes.clone())),
             Kept::Shared(shared) => Some(Body(Kind::Attempt(shared.again()?))),
+        }
+    }
+
+    /// Whether all of it is here: nothing of it is still to come from where it comes from.
+    pub fn is_whole(&self) -> bool {
+        match &self.0 {
+            None => false,
+            Some(Kept::Bytes(_)) => true,
+            Some(Kept::Shared(shared)) => shared.is_whole(),
         }
     }
 }

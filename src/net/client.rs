@@ -16,7 +16,7 @@ use super::tls::HttpVersions;
 use crate::metrics::SendFault;
 
 /// How connections are kept between requests.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolConfig {
     /// A connection idle for this long is closed. Keep it below what the server waits.
     pub idle_timeout: Duration,
@@ -145,7 +145,7 @@ impl From<legacy::Error> for SendError {
             if let Some(error) = error.downcast_ref::<ConnectError>() {
                 fault = match error {
                     ConnectError::Dns(_) => SendFault::Dns,
-                    ConnectError::Tcp(_) => SendFault::Connect,
+                    ConnectError::Tcp(_) | ConnectError::Proxy(_) => SendFault::Connect,
                     ConnectError::Timeout => SendFault::ConnectTimeout,
                     ConnectError::Tls(_) => SendFault::Tls,
                     ConnectError::Exhausted(_) => SendFault::Exhausted,

@@ -1,7 +1,8 @@
-//! Connecting to a server: DNS, TCP and TLS under one deadline, each way to fail told apart.
+//! Connecting to a server: DNS, TCP, TLS and a proxy before it under one deadline, each way to fail told apart.
 
 use std::future::Future;
 use std::io;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -9,48 +10,98 @@ use std::time::Duration;
 
 use http::Uri;
 use http::uri::Scheme;
-use hyper_util::client::legacy::connect::dns::{GaiAddrs, GaiResolver, Name};
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
-use super::tls::{ClientTls, HttpVersions};
+use super::outbound_proxy::{self, OutboundProxy, ProxyFault};
+use super::resolve::{ResolveError, Resolver};
+use super::tls::{ClientTls, HttpVersions, TlsConfig, TlsError};
 use crate::metrics::{ConnectOutcome, GaugeGuard, Metrics};
 
-/// Makes connections for an [`HttpClient`](super::client::HttpClient).
+/// How a server is connected to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectConfig {
+    /// DNS, TCP, the proxy's answer and TLS together.
+    pub timeout: Duration,
+    pub tls: TlsConfig,
+    /// Between us and the server; those named by the environment are not used.
+    pub proxy: Option<OutboundProxy>,
+    /// How long the addresses of a name are used before they are looked up again; 0 looks them up for each connection.
+    /// When that fails, the last good ones are used.
+    pub dns_refresh: Duration,
+}
+
+impl ConnectConfig {
+    /// Directly, with the built-in roots and no cache of addresses.
+    pub fn new(timeout: Duration, versions: HttpVersions) -> Self {
+        Self {
+            timeout,
+            tls: TlsConfig {
+                versions,
+                ..TlsConfig::default()
+            },
+            proxy: None,
+            dns_refresh: Duration::ZERO,
+        }
+    }
+
+    /// The files that [`Connector::new`] reads. When the content of one changes, a new connector has to be made.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let identity = self.tls.client_identity.iter();
+        let identity = identity.flat_map(|identity| [&identity.cert_file, &identity.key_file]);
+        self.tls.ca_file.iter().chain(identity).map(AsRef::as_ref)
+    }
+}
+
+/// Makes connections for an [`HttpClient`](super::client::HttpClient). Clones share what is known of names.
 #[derive(Clone)]
 pub struct Connector {
     tcp: HttpConnector<Resolver>,
+    resolver: Resolver,
     tls: ClientTls,
+    proxy: Option<Arc<OutboundProxy>>,
     timeout: Duration,
     metrics: Option<Arc<Metrics>>,
     #[cfg(test)]
     memory: Option<tokio::sync::mpsc::UnboundedSender<tokio::io::DuplexStream>>,
 }
 
+/// How long an address of the other family waits for those of the first (RFC 8305 §5).
+const HAPPY_EYEBALLS: Duration = Duration::from_millis(300);
+
 impl Connector {
-    /// `connect_timeout` covers DNS, TCP and TLS together. With `metrics`, connections and attempts are counted as
-    /// those to an upstream.
-    pub fn new(tls: ClientTls, connect_timeout: Duration, metrics: Option<Arc<Metrics>>) -> Self {
-        let mut tcp = HttpConnector::new_with_resolver(Resolver(GaiResolver::new()));
+    /// Reads the files of `config` as they are now. With `metrics`, connections and attempts are counted as those to an
+    /// upstream.
+    ///
+    /// # Errors
+    /// When a file cannot be used.
+    pub fn new(config: &ConnectConfig, metrics: Option<Arc<Metrics>>) -> Result<Self, TlsError> {
+        let tls = ClientTls::load(&config.tls)?;
+        // What waits for an answer that may not come gets a part of the time, so that the rest can still do it.
+        let part = config.timeout / 4;
+        let resolver = Resolver::new(config.dns_refresh, part);
+        let mut tcp = HttpConnector::new_with_resolver(resolver.clone());
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_keepalive(Some(Duration::from_secs(60)));
-        // Divided by hyper-util over the addresses of the host, so that one dead address leaves time for the next.
-        tcp.set_connect_timeout(Some(connect_timeout));
-        Self {
+        // Divided by hyper-util over the addresses of one family, so that one dead address leaves time for the next.
+        tcp.set_connect_timeout(Some(config.timeout));
+        tcp.set_happy_eyeballs_timeout(Some(HAPPY_EYEBALLS.min(part)));
+        Ok(Self {
             tcp,
+            resolver,
             tls,
-            timeout: connect_timeout,
+            proxy: config.proxy.clone().map(Arc::new),
+            timeout: config.timeout,
             metrics,
             #[cfg(test)]
             memory: None,
-        }
+        })
     }
 
     /// Connects to no server: the far end of each connection comes out of the receiver, whatever the URI, and without
@@ -60,11 +111,11 @@ impl Connector {
         Self,
         tokio::sync::mpsc::UnboundedReceiver<tokio::io::DuplexStream>,
     ) {
-        let tls = ClientTls::load(None, HttpVersions::Http1).unwrap();
+        let config = ConnectConfig::new(Duration::from_secs(5), HttpVersions::Http1);
         let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
         let connector = Self {
             memory: Some(sender),
-            ..Self::new(tls, Duration::from_secs(5), None)
+            ..Self::new(&config, None).unwrap()
         };
         (connector, receiver)
     }
@@ -97,6 +148,10 @@ impl Connector {
             };
             metrics.upstream_connect(outcome, started.elapsed());
         }
+        if matches!(result, Err(ConnectError::Tcp(_) | ConnectError::Timeout)) {
+            self.resolver
+                .doubt(self.next_hop(&uri).host().unwrap_or_default());
+        }
         let channel = result?;
         let open = self
             .metrics
@@ -108,6 +163,16 @@ impl Connector {
         }))
     }
 
+    fn proxy_for(&self, uri: &Uri) -> Option<&OutboundProxy> {
+        let host = uri.host().unwrap_or_default();
+        self.proxy.as_deref().filter(|proxy| proxy.is_for(host))
+    }
+
+    /// Where TCP goes.
+    fn next_hop<'a>(&'a self, uri: &'a Uri) -> &'a Uri {
+        self.proxy_for(uri).map_or(uri, |proxy| &proxy.url)
+    }
+
     async fn establish(&mut self, uri: &Uri) -> Result<Channel, ConnectError> {
         #[cfg(test)]
         if let Some(memory) = &self.memory {
@@ -116,29 +181,32 @@ impl Connector {
             sent.map_err(|_| ConnectError::Tcp("nobody listens".into()))?;
             return Ok(Channel::Memory(near));
         }
-        let tcp = self
-            .tcp
-            .call(uri.clone())
-            .await
-            .map_err(ConnectError::from_tcp)?
-            .into_inner();
+        let is_proxied = self.proxy_for(uri).is_some();
+        let next_hop = self.next_hop(uri).clone();
+        let tcp = self.tcp.call(next_hop).await;
+        let tcp = tcp.map_err(ConnectError::from_tcp);
+        let tcp = match is_proxied {
+            true => tcp.map_err(ConnectError::of_proxy)?.into_inner(),
+            false => tcp?.into_inner(),
+        };
         if uri.scheme() != Some(&Scheme::HTTPS) {
-            return Ok(Channel::Plain(tcp));
+            return Ok(Channel::Plain { tcp, is_proxied });
         }
-        let host = uri.host().unwrap_or_default();
-        let host = host
-            .strip_prefix('[')
-            .and_then(|h| h.strip_suffix(']'))
-            .unwrap_or(host);
-        let name = ServerName::try_from(host.to_owned()).map_err(|error| {
-            ConnectError::Tls(io::Error::new(io::ErrorKind::InvalidInput, error))
-        })?;
-        let stream = self
-            .tls
-            .connector()
-            .connect(name, tcp)
-            .await
-            .map_err(ConnectError::Tls)?;
+        let tcp = match is_proxied {
+            true => {
+                let target = outbound_proxy::target(uri, 443).ok_or(ProxyFault::Target)?;
+                OutboundProxy::tunnel(tcp, &target).await?
+            }
+            false => tcp,
+        };
+        self.secure(tcp, uri).await
+    }
+
+    async fn secure(&self, tcp: TcpStream, uri: &Uri) -> Result<Channel, ConnectError> {
+        let name = self.tls.server_name(uri.host().unwrap_or_default());
+        let name = name.map_err(ConnectError::Tls)?;
+        let stream = self.tls.connector().connect(name, tcp).await;
+        let stream = stream.map_err(ConnectError::Tls)?;
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         if self.versions() == HttpVersions::Http2 && !http2 {
             let refused = io::Error::new(
@@ -174,12 +242,15 @@ pub enum ConnectError {
     /// No address accepted a TCP connection.
     #[error("TCP")]
     Tcp(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// DNS, TCP and TLS together took longer than the connect timeout.
+    /// All of it together took longer than the connect timeout.
     #[error("timed out")]
     Timeout,
     /// No TLS session: an alert, a certificate that does not verify, or no common protocol.
     #[error("TLS")]
     Tls(#[source] io::Error),
+    /// The proxy on the way cannot be reached, or lets nobody through.
+    #[error("outbound proxy")]
+    Proxy(#[from] ProxyFault),
     /// This process or this machine has no file descriptor left for a connection.
     #[error("no file descriptor left")]
     Exhausted(#[source] io::Error),
@@ -190,8 +261,8 @@ impl ConnectError {
     fn from_tcp(error: impl std::error::Error + Send + Sync + 'static) -> Self {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
         while let Some(present) = cause {
-            if let Some(ResolveError(error)) = present.downcast_ref() {
-                return Self::Dns(io::Error::new(error.kind(), error.to_string()));
+            if let Some(error) = present.downcast_ref::<ResolveError>() {
+                return Self::Dns(error.to_io());
             }
             match present.downcast_ref::<io::Error>() {
                 Some(error) if error.kind() == io::ErrorKind::TimedOut => return Self::Timeout,
@@ -204,10 +275,18 @@ impl ConnectError {
         Self::Tcp(Box::new(error))
     }
 
+    /// The same failure on the way to a proxy: what the server's own address is like is not known then.
+    fn of_proxy(self) -> Self {
+        match self {
+            Self::Dns(_) | Self::Tcp(_) => Self::Proxy(ProxyFault::Unreachable(Box::new(self))),
+            other => other,
+        }
+    }
+
     fn outcome(&self) -> ConnectOutcome {
         match self {
             Self::Dns(_) => ConnectOutcome::Dns,
-            Self::Tcp(_) => ConnectOutcome::Connect,
+            Self::Tcp(_) | Self::Proxy(_) => ConnectOutcome::Connect,
             Self::Timeout => ConnectOutcome::Timeout,
             Self::Tls(_) => ConnectOutcome::Tls,
             Self::Exhausted(_) => ConnectOutcome::Exhausted,
@@ -220,29 +299,6 @@ fn is_exhausted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(24 | 23))
 }
 
-/// The system's resolver, on tokio's blocking threads, with errors that can be told from those of TCP.
-#[derive(Clone)]
-struct Resolver(GaiResolver);
-
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct ResolveError(io::Error);
-
-impl Service<Name> for Resolver {
-    type Response = GaiAddrs;
-    type Error = ResolveError;
-    type Future = Pin<Box<dyn Future<Output = Result<GaiAddrs, ResolveError>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResolveError>> {
-        self.0.poll_ready(cx).map_err(ResolveError)
-    }
-
-    fn call(&mut self, name: Name) -> Self::Future {
-        let addresses = self.0.call(name);
-        Box::pin(async move { addresses.await.map_err(ResolveError) })
-    }
-}
-
 /// A connection to a server, counted while it is open.
 pub struct Stream {
     channel: Channel,
@@ -250,7 +306,10 @@ pub struct Stream {
 }
 
 enum Channel {
-    Plain(TcpStream),
+    Plain {
+        tcp: TcpStream,
+        is_proxied: bool,
+    },
     Tls(Box<TlsStream<TcpStream>>),
     #[cfg(test)]
     Memory(tokio::io::DuplexStream),
@@ -271,7 +330,7 @@ impl Stream {
 
     fn duplex(&mut self) -> Pin<&mut dyn Duplex> {
         match &mut self.channel {
-            Channel::Plain(stream) => Pin::new(stream),
+            Channel::Plain { tcp, .. } => Pin::new(tcp),
             Channel::Tls(stream) => Pin::new(&mut **stream),
             #[cfg(test)]
             Channel::Memory(stream) => Pin::new(stream),
@@ -281,8 +340,12 @@ impl Stream {
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
-        match self.tls().and_then(|tls| tls.alpn_protocol()) {
-            Some(b"h2") => Connected::new().negotiated_h2(),
+        match &self.channel {
+            // Has the client name the server in each request (RFC 9112 §3.2.2).
+            Channel::Plain { is_proxied, .. } => Connected::new().proxy(*is_proxied),
+            _ if self.tls().and_then(|tls| tls.alpn_protocol()) == Some(b"h2") => {
+                Connected::new().negotiated_h2()
+            }
             _ => Connected::new(),
         }
     }

@@ -1,5 +1,5 @@
 //! Request bodies that can be sent once more: an HTTP/2 server may refuse a stream without having looked at it, when a
-//! part of the body is already gone (RFC 9113 §8.7).
+//! part of the body is already gone (RFC 9113 §8.7), and an upstream may refuse a token that was revoked.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -56,13 +56,19 @@ impl Resendable {
     }
 
     /// The body of one more attempt, from its first byte on; `None` if that is no longer here.
-    pub(super) fn again(self) -> Option<Attempt> {
+    pub(super) fn again(&self) -> Option<Attempt> {
         {
             let mut shared = self.lock();
             shared.gone.as_ref()?;
             shared.attempt += 1;
         }
         Some(self.attempt())
+    }
+
+    /// Whether every piece came, and all are kept.
+    pub(super) fn is_whole(&self) -> bool {
+        let shared = self.lock();
+        shared.gone.is_some() && shared.relay.is_over()
     }
 
     /// Nothing waits while it holds the lock, and nobody but a superseded attempt contends for it.

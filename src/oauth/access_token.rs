@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
@@ -66,9 +67,13 @@ pub struct Grant {
     pub fingerprint: String,
     /// As granted, fit for a log; none if the answer did not say, which means as asked.
     pub scope: Option<String>,
+    /// What was asked for and not granted, where that is to be told: scopes separated by spaces.
+    pub missing_scope: Option<String>,
     /// Counted from the start of the request, 1 s or more. `None` is a token that was over when it came: it is used
     /// once.
     pub lifetime: Option<Duration>,
+    /// The server's clock when it answered, in whole seconds, if it said so.
+    pub server_date: Option<SystemTime>,
 }
 
 impl Grant {
@@ -84,12 +89,31 @@ pub struct AccessToken {
     authorization: HeaderValue,
     fingerprint: String,
     generation: u64,
+    received_at: Instant,
     expires_at: Moment,
     usable_until: Moment,
     renew_at: Instant,
     set_aside: AtomicBool,
-    /// For a token that is used once: whether it still may be.
-    unused: Option<AtomicBool>,
+    /// Whether the upstream ever refused it.
+    refused: AtomicBool,
+    used: AtomicBool,
+    /// Whether it is used for one request alone, because it was over when it came.
+    single_use: bool,
+    /// The one before it, in case the upstream does not know this one yet.
+    previous: Mutex<Previous>,
+    /// Whether that one is used in its place: the only part of it that each request looks at.
+    stands_back: AtomicBool,
+}
+
+/// The token before another one.
+#[derive(Default)]
+enum Previous {
+    #[default]
+    None,
+    /// Good by time, and not tried.
+    Untried(Arc<AccessToken>),
+    /// Accepted where its successor was not: used until then.
+    StandsIn(Arc<AccessToken>, Instant),
 }
 
 impl AccessToken {
@@ -106,12 +130,30 @@ impl AccessToken {
             authorization: grant.authorization,
             fingerprint: grant.fingerprint,
             generation,
+            received_at: Instant::now(),
             expires_at: requested.after(lifetime),
             usable_until: requested.after(policy.usable_for(lifetime)),
             renew_at: requested.monotonic + policy.renewal_after(lifetime, jitter),
             set_aside: AtomicBool::new(false),
-            unused: grant.lifetime.is_none().then(|| AtomicBool::new(true)),
+            refused: AtomicBool::new(false),
+            used: AtomicBool::new(false),
+            single_use: grant.lifetime.is_none(),
+            previous: Mutex::default(),
+            stands_back: AtomicBool::new(false),
         }
+    }
+
+    /// Comes after `previous`, which is kept for a while if it is good.
+    pub(super) fn succeeding(self, previous: Option<Arc<Self>>, now: Moment) -> Self {
+        if let Some(previous) = previous {
+            // One is enough: the one before that is gone.
+            *previous.previous() = Previous::None;
+            let was_refused = previous.refused.load(Ordering::Acquire);
+            if !previous.single_use && !was_refused && previous.is_usable(now) {
+                *self.previous() = Previous::Untried(previous);
+            }
+        }
+        self
     }
 
     /// The value of the `Authorization` field. A clone counts a reference up.
@@ -139,9 +181,19 @@ impl AccessToken {
         self.renew_at
     }
 
+    /// When it came.
+    pub(super) fn received_at(&self) -> Instant {
+        self.received_at
+    }
+
     /// Whether it is used for one request alone, because it was over when it came.
     pub fn is_single_use(&self) -> bool {
-        self.unused.is_some()
+        self.single_use
+    }
+
+    /// Whether any request has taken it.
+    pub(super) fn was_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
     }
 
     /// Whether it may be sent at `now`.
@@ -151,10 +203,7 @@ impl AccessToken {
 
     /// For how long it may still be sent, by the clock that ends it first.
     pub fn usable_for(&self, now: Moment) -> Duration {
-        let spent = self
-            .unused
-            .as_ref()
-            .is_some_and(|unused| !unused.load(Ordering::Acquire));
+        let spent = self.single_use && self.was_used();
         if spent || self.set_aside.load(Ordering::Acquire) {
             return Duration::ZERO;
         }
@@ -171,16 +220,72 @@ impl AccessToken {
 
     /// Takes it for one request: whether it is usable, and for a token of single use, whether this is the first take.
     pub fn take(&self, now: Moment) -> bool {
-        self.is_usable(now)
-            && self
-                .unused
-                .as_ref()
-                .is_none_or(|unused| unused.swap(false, Ordering::AcqRel))
+        if !self.is_usable(now) {
+            return false;
+        }
+        if self.single_use {
+            return !self.used.swap(true, Ordering::AcqRel);
+        }
+        // Read first: a store by every request would bounce between the workers' caches.
+        if !self.was_used() {
+            self.used.store(true, Ordering::Relaxed);
+        }
+        true
     }
 
-    /// Not to be used while its renewal is tried; `false` takes that back.
-    pub fn set_aside(&self, aside: bool) {
-        self.set_aside.store(aside, Ordering::Release);
+    /// The upstream refused it: not to be used while its renewal is tried.
+    pub fn set_aside(&self) {
+        self.refused.store(true, Ordering::Release);
+        self.set_aside.store(true, Ordering::Release);
+    }
+
+    /// There is no better one: to be used again.
+    pub fn put_back(&self) {
+        self.set_aside.store(false, Ordering::Release);
+    }
+
+    /// The token before this one, for one try; nothing at any later time, or if it is not usable at `now`.
+    pub(super) fn take_previous(&self, now: Moment) -> Option<Arc<Self>> {
+        let mut previous = self.previous();
+        match std::mem::take(&mut *previous) {
+            Previous::Untried(token) => token.is_usable(now).then_some(token),
+            other => {
+                *previous = other;
+                None
+            }
+        }
+    }
+
+    /// The upstream accepts `token` and not this one: it is used until `until`, or to its own end.
+    pub(super) fn stand_back(&self, token: Arc<Self>, until: Instant) {
+        *self.previous() = Previous::StandsIn(token, until);
+        self.stands_back.store(true, Ordering::Release);
+    }
+
+    /// The other one is not accepted either.
+    pub(super) fn stand_forth(&self) {
+        self.stands_back.store(false, Ordering::Release);
+        *self.previous() = Previous::None;
+    }
+
+    /// What is used in its place at `now`.
+    pub(super) fn stand_in(&self, now: Moment) -> Option<Arc<Self>> {
+        if !self.stands_back.load(Ordering::Acquire) {
+            return None;
+        }
+        if let Previous::StandsIn(token, until) = &*self.previous()
+            && now.monotonic < *until
+            && token.is_usable(now)
+        {
+            return Some(token.clone());
+        }
+        self.stand_forth();
+        None
+    }
+
+    /// Nothing waits while it is locked, and requests lock it only when the upstream refused a fresh token.
+    fn previous(&self) -> MutexGuard<'_, Previous> {
+        self.previous.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether `other` is the same token, not merely of the same key.
@@ -217,7 +322,9 @@ mod tests {
             authorization: HeaderValue::from_static("Bearer t"),
             fingerprint: "e3b0c442".into(),
             scope: None,
+            missing_scope: None,
             lifetime: lifetime.map(Duration::from_secs),
+            server_date: None,
         };
         (
             AccessToken::new(grant, 1, requested, &POLICY, jitter),
@@ -280,10 +387,50 @@ mod tests {
     #[test]
     fn a_token_set_aside_can_come_back() {
         let (token, start) = token(Some(3600), 0.0);
-        token.set_aside(true);
+        token.set_aside();
         assert!(!token.take(start));
-        token.set_aside(false);
+        token.put_back();
         assert!(token.take(start));
+    }
+
+    #[test]
+    fn the_one_before_is_tried_once_and_stands_in_for_a_while() {
+        let (first, start) = token(Some(3600), 0.0);
+        let first = Arc::new(first);
+        let second = token(Some(3600), 0.0)
+            .0
+            .succeeding(Some(first.clone()), start);
+        assert!(second.stand_in(start).is_none(), "not without a reason");
+        let tried = second.take_previous(start).unwrap();
+        assert!(second.take_previous(start).is_none(), "once");
+        second.stand_back(tried, start.monotonic + Duration::from_secs(30));
+        assert!(Arc::ptr_eq(&second.stand_in(start).unwrap(), &first));
+        let later = start.after(Duration::from_secs(30));
+        assert!(second.stand_in(later).is_none(), "the fresh one again");
+        assert!(second.stand_in(start).is_none(), "for good");
+    }
+
+    #[test]
+    fn a_refused_or_ended_one_before_is_not_kept() {
+        let now = token(Some(3600), 0.0).1;
+        let successor = |first: AccessToken, now| {
+            token(Some(3600), 0.0)
+                .0
+                .succeeding(Some(Arc::new(first)), now)
+        };
+        let refused = token(Some(3600), 0.0).0;
+        refused.set_aside();
+        refused.put_back();
+        assert!(successor(refused, now).take_previous(now).is_none());
+        let ended = now.after(Duration::from_secs(3600));
+        let old = successor(token(Some(3600), 0.0).0, ended);
+        assert!(old.take_previous(ended).is_none());
+        let chain = Arc::new(successor(token(Some(3600), 0.0).0, now));
+        let newest = token(Some(3600), 0.0)
+            .0
+            .succeeding(Some(chain.clone()), now);
+        assert!(newest.take_previous(now).is_some());
+        assert!(chain.take_previous(now).is_none(), "one is enough");
     }
 
     #[test]

@@ -8,56 +8,83 @@
 //!            start                 success: insert, publish
 //!   refresher ──▶ [ token request ] ───────────────────────▶ [ holding ] ──┐ at 70–80 % of the lifetime,
 //!                    ▲        │ failure: the old token stays                │ or on demand when it is not usable,
-//!                    │        ▼ until its own end                           │ or after a 401 of the upstream
-//!                    └── [ backing off ] ◀──────────────────────────────────┘
+//!                    │        ▼ until its own end                           │ or after a 401 of the upstream,
+//!                    └── [ backing off ] ◀──────────────────────────────────┘ or when the secret has changed
 //! ```
 //!
+//! A 401 of the upstream is judged by [`rejection`]: a token of some age is renewed, once for all requests that say so; a
+//! fresh one opens a breaker, and the one before it is tried. A changed secret goes through [`rotation`]: the new one is
+//! tried while the old token serves, and if the server does not know it, the old one is used on.
+//!
 //! A token request reads id and secret at that moment ([`token_endpoint`]), and proves who we are by one method
-//! ([`client_auth`]).
+//! ([`client_auth`], [`client_assertion`]). Where the token endpoint is, the configuration says or the issuer does
+//! ([`metadata`]).
 
 pub mod access_token;
+pub mod client_assertion;
 pub mod client_auth;
+mod failures;
+pub mod metadata;
 pub mod refresher;
+mod rejection;
+mod rotation;
+mod round_trip;
+pub mod standing;
 pub mod token_cache;
 pub mod token_endpoint;
 pub mod token_error;
 pub mod token_response;
 
-pub use token_cache::{TokenHandle, Unavailable};
+pub use token_cache::{Rejection, TokenHandle, Unavailable};
 
-use std::path::PathBuf;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use http::StatusCode;
 
 use crate::metrics::Metrics;
 use crate::net::client::{HttpClient, PoolConfig};
-use crate::net::connect::Connector;
-use crate::net::tls::{ClientTls, HttpVersions, TlsError};
-use refresher::{RefreshPolicy, Refresher};
+use crate::net::connect::{ConnectConfig, Connector};
+use crate::net::tls::TlsError;
+use refresher::{RefreshPolicy, Refresher, Signals};
 use token_cache::{TokenCache, TokenKey};
 use token_endpoint::{TokenEndpoint, TokenEndpointConfig};
 
 /// One credential as configured: a client of one authorization server, and how its tokens are used.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CredentialConfig {
     /// The name in the configuration.
     pub name: String,
     pub endpoint: TokenEndpointConfig,
     pub policy: RefreshPolicy,
-    /// DNS, TCP and TLS together.
-    pub connect_timeout: Duration,
-    /// Trusted instead of the built-in roots.
-    pub ca_file: Option<PathBuf>,
+    /// To the token endpoint.
+    pub connect: ConnectConfig,
+    /// Whether a request may be sent once more, with a new token, after the upstream refused the one it had.
+    pub replay_on_401: bool,
+    /// The statuses of the upstream, all 4xx, that say that a token is not accepted.
+    pub invalidate_on_status: Vec<StatusCode>,
 }
 
 impl CredentialConfig {
+    /// Every file that is read to connect to the authorization server.
+    pub fn tls_files(&self) -> impl Iterator<Item = &Path> {
+        self.connect.files()
+    }
+
+    /// The same, and those that are read at each token request.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.tls_files().chain(self.endpoint.files())
+    }
+
     /// A client of the token endpoint. It keeps no connections, and speaks HTTP/1.1: one small request an hour gains
     /// nothing from more.
     ///
     /// # Errors
-    /// When the CA file cannot be used.
+    /// When a file for TLS cannot be used.
     pub fn token_endpoint(&self) -> Result<TokenEndpoint, TlsError> {
-        let tls = ClientTls::load(self.ca_file.as_deref(), HttpVersions::Http1)?;
-        let connector = Connector::new(tls, self.connect_timeout, None);
+        let connector = Connector::new(&self.connect, None)?;
         let pool = PoolConfig {
             idle_timeout: Duration::from_secs(1),
             max_idle: 0,
@@ -65,26 +92,60 @@ impl CredentialConfig {
         let client = HttpClient::new(connector, pool);
         Ok(TokenEndpoint::new(self.endpoint.clone(), client))
     }
+}
 
-    /// Starts the refresher on the present runtime, and returns the handle for requests.
+/// Starts refreshers, which share one cache.
+pub struct Refreshers {
+    cache: TokenCache,
+    metrics: Arc<Metrics>,
+    signals: Signals,
+    editions: AtomicU64,
+}
+
+impl Refreshers {
+    /// None yet; `signals` go to each of them.
+    pub fn new(metrics: Arc<Metrics>, signals: Signals) -> Self {
+        Self {
+            cache: TokenCache::new(),
+            metrics,
+            signals,
+            editions: AtomicU64::new(0),
+        }
+    }
+
+    /// Starts one for tokens of `scope` on the present runtime, and returns the handle for requests. It ends when there is
+    /// no handle any more. `label` is what logs, metrics and probes call its token.
     ///
     /// # Errors
-    /// When the CA file cannot be used.
-    pub fn start(&self, cache: TokenCache, metrics: &Metrics) -> Result<TokenHandle, TlsError> {
+    /// When a file for TLS cannot be used.
+    pub fn start(
+        &self,
+        credential: &CredentialConfig,
+        scope: Option<String>,
+        label: &str,
+        renew_unused: bool,
+    ) -> Result<TokenHandle, TlsError> {
         let key = TokenKey {
-            credential: self.name.clone(),
-            scope: self.endpoint.scope.clone(),
-            audience: self.endpoint.audience.clone(),
-            resource: self.endpoint.resource.clone(),
-            extra_params: self.endpoint.extra_params.clone(),
+            label: label.to_owned(),
+            credential: credential.name.clone(),
+            edition: self.editions.fetch_add(1, Ordering::Relaxed),
+            scope: scope.clone(),
+            audience: credential.endpoint.audience.clone(),
+            resource: credential.endpoint.resource.clone(),
+            extra_params: credential.endpoint.extra_params.clone(),
         };
-        let endpoint = self.token_endpoint()?;
+        let endpoint = credential.token_endpoint()?.for_scope(scope);
+        let policy = RefreshPolicy {
+            renew_unused,
+            ..credential.policy
+        };
         Ok(Refresher::spawn(
             key,
             endpoint,
-            self.policy,
-            cache,
-            metrics.token(&self.name),
+            policy,
+            self.cache.clone(),
+            self.metrics.token(label),
+            self.signals.clone(),
         ))
     }
 }

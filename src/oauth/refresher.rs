@@ -1,87 +1,59 @@
 //! The one writer of a token: fetches it at start, renews it early, backs off after failures, and keeps the old one
 //! until its own end.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+mod waiting;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::access_token::{AccessToken, Grant, LifetimePolicy, Moment};
+use super::client_auth::Credentials;
+use super::failures::Failures;
+use super::rejection::Rejections;
+use super::rotation::Rotation;
+use super::standing::Standing;
 use super::token_cache::{Exchange, TokenCache, TokenHandle, TokenKey};
-use super::token_endpoint::{Credentials, TokenEndpoint};
+use super::token_endpoint::TokenEndpoint;
 use super::token_error::TokenError;
-use crate::backoff::Backoff;
-use crate::metrics::{FetchOutcome, TokenMetrics, Trigger};
+use crate::metrics::{FetchOutcome, SecretReload, TokenMetrics, Trigger};
+use waiting::Next;
 
-/// After a failure that may pass, while a usable token is held.
-const TRANSIENT: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
-/// After a failure that may pass, while none is held.
-const TRANSIENT_EMPTY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10));
-/// After a refusal. Not jittered: its causes do not strike a whole fleet at one moment.
-const PERMANENT: Backoff = Backoff::new(Duration::from_secs(30), Duration::from_secs(300));
 /// Two attempts on demand are at least this far apart.
 const DEMAND_INTERVAL: Duration = Duration::from_secs(1);
 /// The shortest wait for another try when the server gave the token again that it gave before.
 const SAME_TOKEN_INTERVAL: Duration = Duration::from_secs(30);
-/// While backing off, id and secret are read so often; a change ends the backoff.
-const CREDENTIALS_POLL: Duration = Duration::from_secs(1);
+/// A server's clock that is further from ours than this is worth a line.
+const SKEW_WORTH_TELLING: f64 = 60.0;
 
 /// How one credential is used over time.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RefreshPolicy {
     pub lifetime: LifetimePolicy,
     /// How long a request waits for a token.
     pub wait_timeout: Duration,
     /// How many requests wait at a time.
     pub max_waiting: usize,
+    /// Whether a token is renewed though no request has used it.
+    pub renew_unused: bool,
+    /// Whether the last token is revoked (RFC 7009) when nobody wants another.
+    pub revoke_at_end: bool,
 }
 
-/// How things stand after the last attempt. Published after every one.
-#[derive(Clone, Debug, Default)]
-pub enum Standing {
-    /// There has been no attempt yet.
-    #[default]
-    New,
-    /// The last attempt brought a token.
-    Holding {
-        /// How long the attempt took.
-        took: Duration,
-        /// When the next one is; none for a token that is only renewed on demand.
-        next: Option<Instant>,
-    },
-    /// The last attempts failed.
-    Failing {
-        /// Why the last one did.
-        error: Arc<TokenError>,
-        /// How many did, since the last success.
-        failures: u32,
-        /// When the next one is.
-        retry_at: Instant,
-    },
+/// What a refresher is told from outside.
+#[derive(Clone, Debug)]
+pub struct Signals {
+    /// Changes when files may have changed.
+    pub files: watch::Receiver<()>,
+    /// Told when a refresher ends that nobody asked to: a defect, and half a sidecar is worse than none.
+    pub ended: mpsc::Sender<()>,
 }
 
-impl Standing {
-    /// When the next attempt is, if the last one failed.
-    pub fn retry_at(&self) -> Option<Instant> {
-        match self {
-            Self::New | Self::Holding { .. } => None,
-            Self::Failing { retry_at, .. } => Some(*retry_at),
-        }
-    }
-
-    /// Why the last attempt failed.
-    pub fn error(&self) -> Option<&TokenError> {
-        match self {
-            Self::New | Self::Holding { .. } => None,
-            Self::Failing { error, .. } => Some(error),
-        }
-    }
-}
-
-/// Renews the tokens of one key for as long as its task runs.
+/// Renews the tokens of one key for as long as anybody holds a handle.
 pub struct Refresher {
     key: Arc<TokenKey>,
     endpoint: TokenEndpoint,
@@ -91,8 +63,9 @@ pub struct Refresher {
     standing: watch::Sender<Standing>,
     generation: u64,
     failures: Failures,
-    /// What the last attempt was made with; none if it could not be read.
-    credentials: Option<Credentials>,
+    rotation: Rotation,
+    is_skewed: bool,
+    missing_scope: Option<String>,
 }
 
 impl Refresher {
@@ -103,13 +76,16 @@ impl Refresher {
         policy: RefreshPolicy,
         cache: TokenCache,
         metrics: TokenMetrics,
+        signals: Signals,
     ) -> TokenHandle {
         let key = Arc::new(key);
         let (standing, receiver) = watch::channel(Standing::New);
         let exchange = Arc::new(Exchange {
-            demand: tokio::sync::Notify::new(),
-            rejection: tokio::sync::Notify::new(),
-            limit: RenewalLimit::default(),
+            demand: Notify::new(),
+            rejection: Notify::new(),
+            farewell: Notify::new(),
+            rejections: Rejections::default(),
+            has_come: AtomicBool::new(false),
             metrics,
         });
         let handle = TokenHandle::new(
@@ -129,52 +105,125 @@ impl Refresher {
             standing,
             generation: 0,
             failures: Failures::default(),
-            credentials: None,
+            rotation: Rotation::default(),
+            is_skewed: false,
+            missing_scope: None,
         };
-        tokio::spawn(refresher.run());
+        tokio::spawn(async move {
+            let unasked = TellTheEnd(signals.ended);
+            refresher.run(signals.files).await;
+            std::mem::forget(unasked);
+        });
         handle
     }
 
-    async fn run(mut self) {
+    async fn run(mut self, mut files: watch::Receiver<()>) {
         let mut trigger = Trigger::Startup;
         loop {
             let started = Moment::now();
-            let result = self.attempt().await;
-            let took = started.monotonic.elapsed();
-            let outcome = match &result {
-                Ok(_) => FetchOutcome::Success,
-                Err(error) => error.outcome(),
+            let abandoned = self.standing.clone();
+            let result = tokio::select! {
+                result = self.attempt(trigger) => result,
+                () = abandoned.closed() => break,
             };
-            self.exchange.metrics.requested(trigger, outcome, took);
             let standing = match result {
-                Ok(grant) => self.hold(grant, started, took).await,
+                Ok(grant) => self.hold(grant, started).await,
                 Err(error) => self.fail(error).await,
             };
             self.publish(standing);
-            trigger = self.next_trigger(started.monotonic).await;
+            trigger = loop {
+                match self.next(started.monotonic, &mut files).await {
+                    Next::Attempt(trigger) => break trigger,
+                    Next::Rest => self.publish(Standing::Unused),
+                    Next::End => return self.end().await,
+                }
+            };
+        }
+        self.end().await;
+    }
+
+    /// Asks with the credentials there are now, and while the server does not know them, with the next ones in their order,
+    /// at last with those that it knew before.
+    async fn attempt(&mut self, trigger: Trigger) -> Result<Grant, TokenError> {
+        let read = self.endpoint.credentials();
+        let is_unreadable = read.is_err();
+        let candidates = self.rotation.candidates(read)?;
+        if is_unreadable {
+            self.tell_rotation(Some(SecretReload::Unreadable));
+        }
+        if self.rotation.is_pending() {
+            self.failures.forget_backoff();
+        }
+        let refusal = match self.fetch(&candidates.first, trigger).await {
+            Err(error) if error.refuses_credentials() => error,
+            result => {
+                if result.is_ok() {
+                    let outcome = self.rotation.accepted(candidates.first, None);
+                    self.tell_rotation(outcome);
+                }
+                return result;
+            }
+        };
+        for credentials in candidates.others {
+            match self.fetch(&credentials, trigger).await {
+                Err(error) if error.refuses_credentials() => {}
+                result => {
+                    if result.is_ok() {
+                        let outcome = self.rotation.accepted(credentials, Some(refusal));
+                        self.tell_rotation(outcome);
+                    }
+                    return result;
+                }
+            }
+        }
+        let outcome = self.rotation.refused();
+        self.tell_rotation(outcome);
+        Err(refusal)
+    }
+
+    async fn fetch(
+        &self,
+        credentials: &Credentials,
+        trigger: Trigger,
+    ) -> Result<Grant, TokenError> {
+        let started = Instant::now();
+        let result = self.endpoint.fetch(credentials).await;
+        let outcome = match &result {
+            Ok(_) => FetchOutcome::Success,
+            Err(error) => error.outcome(),
+        };
+        self.exchange
+            .metrics
+            .requested(trigger, outcome, started.elapsed());
+        result
+    }
+
+    fn tell_rotation(&self, outcome: Option<SecretReload>) {
+        if let Some(outcome) = outcome {
+            self.exchange.metrics.secret_reloaded(outcome);
+            info!(
+                token = self.key.label(),
+                outcome = outcome.as_str(),
+                error = self.rotation.refusal().map(tracing::field::display),
+                "client credentials changed"
+            );
         }
     }
 
-    async fn attempt(&mut self) -> Result<Grant, TokenError> {
-        let tried = self.credentials.take();
-        let credentials = self.endpoint.credentials()?;
-        if tried.is_some_and(|tried| !tried.is_same_as(&credentials)) {
-            // What was learnt of the old ones says nothing of these.
-            self.failures.of_class = 0;
-        }
-        let credentials = self.credentials.insert(credentials);
-        self.endpoint.fetch(credentials).await
-    }
-
-    async fn hold(&mut self, grant: Grant, requested: Moment, took: Duration) -> Standing {
+    async fn hold(&mut self, grant: Grant, requested: Moment) -> Standing {
+        let took = requested.monotonic.elapsed();
         self.failures = Failures::default();
+        self.compare_clocks(&grant, took);
+        self.compare_scope(&grant);
         let before = self.cache.get(&self.key).await;
-        let same = before.is_some_and(|token| token.is_same_as(&grant));
+        let same = before
+            .as_ref()
+            .is_some_and(|token| token.is_same_as(&grant));
         self.generation += 1;
         // The first one is told by the last of the lines that a start prints.
         if self.generation > 1 {
             info!(
-                token = %self.key.credential,
+                token = self.key.label(),
                 fingerprint = %grant.fingerprint,
                 lifetime_s = grant.lifetime.map(|lifetime| lifetime.as_secs_f64()),
                 scope = grant.scope.as_deref(),
@@ -182,14 +231,14 @@ impl Refresher {
                 "token renewed"
             );
         }
-        let jitter = fastrand::f64();
         let token = AccessToken::new(
             grant,
             self.generation,
             requested,
             &self.policy.lifetime,
-            jitter,
-        );
+            fastrand::f64(),
+        )
+        .succeeding(before, Moment::now());
         let now = Instant::now();
         let mut next = token.renew_at().max(now + DEMAND_INTERVAL);
         if same {
@@ -203,7 +252,46 @@ impl Refresher {
             unix_seconds(token.expires_at().wall),
         );
         self.cache.insert(self.key.clone(), Arc::new(token)).await;
-        Standing::Holding { took, next }
+        self.exchange.has_come.store(true, Ordering::Relaxed);
+        Standing::Holding {
+            took,
+            next,
+            refused: self.rotation.refusal().cloned(),
+        }
+    }
+
+    /// How far the server's clock is from ours, as its `Date` tells to a second.
+    fn compare_clocks(&mut self, grant: &Grant, took: Duration) {
+        let Some(theirs) = grant.server_date else {
+            return;
+        };
+        // It was written somewhere between the request and now.
+        let ours = SystemTime::now() - took / 2;
+        let skew = unix_seconds(theirs) - unix_seconds(ours);
+        self.exchange.metrics.set_clock_skew(skew);
+        let is_skewed = skew.abs() > SKEW_WORTH_TELLING;
+        if is_skewed && !self.is_skewed {
+            warn!(
+                token = self.key.label(),
+                skew_s = skew.round(),
+                "the clock of the authorization server is not ours; assertions and tokens may be refused for it"
+            );
+        }
+        self.is_skewed = is_skewed;
+    }
+
+    /// C-38: told when it changes, counted each time.
+    fn compare_scope(&mut self, grant: &Grant) {
+        if let Some(missing) = &grant.missing_scope {
+            self.exchange.metrics.scope_downgraded();
+            if self.missing_scope != grant.missing_scope {
+                warn!(
+                    token = self.key.label(),
+                    missing, "the token has less scope than was asked for"
+                );
+            }
+        }
+        self.missing_scope.clone_from(&grant.missing_scope);
     }
 
     async fn fail(&mut self, error: TokenError) -> Standing {
@@ -213,17 +301,17 @@ impl Refresher {
             .failures
             .next_delay(&error, usable_for, fastrand::f64());
         warn!(
-            token = %self.key.credential,
+            token = self.key.label(),
             %error,
             hint = error.hint(),
-            attempt = self.failures.in_a_row,
+            attempt = self.failures.in_a_row(),
             retry_s = delay.as_secs_f64(),
             usable_for_s = usable_for.as_secs(),
             "no token"
         );
         Standing::Failing {
             error: Arc::new(error),
-            failures: self.failures.in_a_row,
+            failures: self.failures.in_a_row(),
             retry_at: Instant::now() + delay,
         }
     }
@@ -232,84 +320,50 @@ impl Refresher {
     async fn put_back(&self) -> Option<Arc<AccessToken>> {
         let held = self.cache.get(&self.key).await;
         if let Some(token) = &held {
-            token.set_aside(false);
+            token.put_back();
         }
         held
     }
 
     fn publish(&self, standing: Standing) {
         let metrics = &self.exchange.metrics;
-        metrics.set_consecutive_failures(self.failures.in_a_row);
-        let next = match &standing {
-            Standing::New => None,
-            Standing::Holding { next, .. } => *next,
-            Standing::Failing { retry_at, .. } => Some(*retry_at),
-        };
-        metrics.set_next_refresh(next.map_or(0.0, |next| {
+        metrics.set_consecutive_failures(self.failures.in_a_row());
+        metrics.set_next_refresh(standing.next_attempt().map_or(0.0, |next| {
             unix_seconds(SystemTime::now() + next.saturating_duration_since(Instant::now()))
         }));
         self.standing.send_replace(standing);
     }
 
-    /// Waits for the next reason to ask for a token; the last attempt began at `last`.
-    async fn next_trigger(&self, last: Instant) -> Trigger {
-        let standing = self.standing.borrow().clone();
-        match standing {
-            Standing::Failing { retry_at, .. } => {
-                self.back_off(retry_at).await;
-                Trigger::Scheduled
+    /// Gives the token back, where that is configured, and leaves nothing behind.
+    async fn end(self) {
+        self.exchange.metrics.set_available(false);
+        if let Some(token) = self.cache.remove(&self.key).await
+            && self.policy.revoke_at_end
+            && token.is_usable(Moment::now())
+            && let Some(credentials) = self.rotation.proven()
+        {
+            let revocation = self
+                .endpoint
+                .revoke(credentials, &token, REVOCATION_TIMEOUT);
+            match revocation.await {
+                Ok(()) => info!(token = self.key.label(), "token revoked"),
+                Err(error) => warn!(token = self.key.label(), %error, "token not revoked"),
             }
-            Standing::New | Standing::Holding { next: None, .. } => self.demanded(last).await,
-            Standing::Holding {
-                next: Some(next), ..
-            } => tokio::select! {
-                () = sleep_until(next) => Trigger::Scheduled,
-                trigger = self.demanded(last) => trigger,
-            },
         }
+        self.standing.send_replace(Standing::Ended);
     }
+}
 
-    /// Resolves at `retry_at`, or earlier when id or secret have changed since the last attempt.
-    async fn back_off(&self, retry_at: Instant) {
-        loop {
-            let wake = retry_at.min(Instant::now() + CREDENTIALS_POLL);
-            tokio::select! {
-                () = sleep_until(wake) => {}
-                // On another thread, a token can be set aside just before the failure is published.
-                () = self.exchange.rejection.notified() => {
-                    self.put_back().await;
-                    continue;
-                }
-            }
-            if wake >= retry_at {
-                return;
-            }
-            let changed = match (self.endpoint.credentials(), &self.credentials) {
-                (Ok(present), Some(tried)) => !present.is_same_as(tried),
-                (Ok(_), None) => true,
-                (Err(_), _) => false,
-            };
-            if changed {
-                info!(token = %self.key.credential, "client credentials changed, trying them now");
-                return;
-            }
-        }
-    }
+/// How long the end of the process may be held up by a revocation request.
+pub const REVOCATION_TIMEOUT: Duration = Duration::from_secs(2);
 
-    async fn demanded(&self, last: Instant) -> Trigger {
-        loop {
-            let trigger = tokio::select! {
-                biased;
-                () = self.exchange.rejection.notified() => Trigger::Upstream401,
-                () = self.exchange.demand.notified() => Trigger::OnDemand,
-            };
-            // Either can be older than the token that answered it.
-            let held = self.cache.get(&self.key).await;
-            if held.is_none_or(|token| !token.is_usable(Moment::now())) {
-                sleep_until(last + DEMAND_INTERVAL).await;
-                return trigger;
-            }
-        }
+/// Dropped when a task ends that did not forget it.
+struct TellTheEnd(mpsc::Sender<()>);
+
+impl Drop for TellTheEnd {
+    fn drop(&mut self) {
+        // A full channel has been told already.
+        let _ = self.0.try_send(());
     }
 }
 
@@ -317,73 +371,6 @@ fn unix_seconds(time: SystemTime) -> f64 {
     time.duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs_f64()
-}
-
-/// The failures since the last success.
-#[derive(Debug, Default)]
-struct Failures {
-    in_a_row: u32,
-    /// Of the class of the last one: a refusal after an outage starts its own backoff.
-    of_class: u32,
-    permanent: bool,
-}
-
-impl Failures {
-    /// Counts `error` and says how long to wait, when the token held is usable for `usable_for` more. `jitter` is
-    /// drawn evenly from 0.0 to 1.0.
-    fn next_delay(&mut self, error: &TokenError, usable_for: Duration, jitter: f64) -> Duration {
-        self.in_a_row = self.in_a_row.saturating_add(1);
-        let permanent = error.is_permanent();
-        self.of_class = if self.permanent == permanent {
-            self.of_class.saturating_add(1)
-        } else {
-            1
-        };
-        self.permanent = permanent;
-        let asked = error.retry_after();
-        if permanent {
-            // Asking often with a wrong secret can lock an account, even where the server invites to it.
-            return PERMANENT
-                .delay(self.of_class, 1.0)
-                .max(asked.unwrap_or_default());
-        }
-        if let Some(asked) = asked {
-            return asked;
-        }
-        // The longer backoff holds only for as long as there is something to serve.
-        TRANSIENT
-            .delay(self.of_class, jitter)
-            .min(usable_for + TRANSIENT_EMPTY.delay(self.of_class, jitter))
-    }
-}
-
-/// Bounds how often 401s of the upstream may cause a renewal: once in 10 s and 30 times an hour.
-#[derive(Default)]
-pub(super) struct RenewalLimit(Mutex<VecDeque<Instant>>);
-
-impl RenewalLimit {
-    const INTERVAL: Duration = Duration::from_secs(10);
-    const WINDOW: Duration = Duration::from_secs(3600);
-    const PER_WINDOW: usize = 30;
-
-    /// Whether one more is allowed at `now`; if so, it is counted.
-    pub(super) fn allows(&self, now: Instant) -> bool {
-        let mut granted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while granted
-            .front()
-            .is_some_and(|first| now.duration_since(*first) >= Self::WINDOW)
-        {
-            granted.pop_front();
-        }
-        let too_soon = granted
-            .back()
-            .is_some_and(|last| now.duration_since(*last) < Self::INTERVAL);
-        if too_soon || granted.len() >= Self::PER_WINDOW {
-            return false;
-        }
-        granted.push_back(now);
-        true
-    }
 }
 
 #[cfg(test)]

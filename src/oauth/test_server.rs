@@ -4,15 +4,19 @@
 use std::fmt::Display;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::access_token::LifetimePolicy;
-use super::client_auth::{BasicEncoding, ClientAuth};
-use super::refresher::{RefreshPolicy, Refresher};
+use super::client_auth::{BasicEncoding, ClientAuth, SecretMethod};
+use super::refresher::{RefreshPolicy, Refresher, Signals};
 use super::token_cache::{TokenCache, TokenHandle, TokenKey};
-use super::token_endpoint::{ClientId, TokenEndpoint, TokenEndpointConfig};
+use super::token_endpoint::{
+    ClientId, Location, ScopeDowngrade, TokenEndpoint, TokenEndpointConfig,
+};
 use crate::metrics::Metrics;
 use crate::net::client::{HttpClient, PoolConfig};
 use crate::net::connect::Connector;
@@ -30,6 +34,8 @@ pub(super) const POLICY: RefreshPolicy = RefreshPolicy {
     },
     wait_timeout: secs(5),
     max_waiting: 1024,
+    renew_unused: true,
+    revoke_at_end: false,
 };
 
 pub(super) const fn secs(seconds: u64) -> Duration {
@@ -39,15 +45,15 @@ pub(super) const fn secs(seconds: u64) -> Duration {
 /// A token endpoint as configured, with its secret in `secret`.
 pub(super) fn config(secret: SecretSource) -> TokenEndpointConfig {
     TokenEndpointConfig {
-        url: "http://as.example/o/token/".parse().unwrap(),
+        location: Location::Url("http://as.example/o/token/".parse().unwrap()),
+        revoke_url: None,
         client_id: ClientId::Inline("sidecar".into()),
-        client_secret: secret,
-        client_auth: ClientAuth::ClientSecretBasic,
-        basic_encoding: BasicEncoding::Form,
+        client_auth: ClientAuth::Secrets(SecretMethod::Basic(BasicEncoding::Form), vec![secret]),
         scope: None,
         audience: Vec::new(),
         resource: Vec::new(),
         extra_params: Vec::new(),
+        on_scope_downgrade: ScopeDowngrade::Warn,
         request_timeout: secs(10),
         default_lifetime: secs(300),
         max_lifetime: secs(86_400),
@@ -139,22 +145,36 @@ pub(super) struct Seen {
     pub text: String,
 }
 
+/// The value of the Basic scheme for this secret of the client of [`config`].
+pub(super) fn basic(secret: &str) -> String {
+    STANDARD.encode(format!("sidecar:{secret}"))
+}
+
 /// Answers every token request, and remembers it.
+#[derive(Clone)]
 pub(super) struct AuthorizationServer(watch::Receiver<Vec<Seen>>);
 
 impl AuthorizationServer {
     /// The `n`th request on `connections`, from 1, is answered with `script(n)`.
     pub(super) fn start(
-        mut connections: mpsc::UnboundedReceiver<DuplexStream>,
+        connections: mpsc::UnboundedReceiver<DuplexStream>,
         mut script: impl FnMut(usize) -> Answer + Send + 'static,
+    ) -> Self {
+        Self::start_by(connections, move |n, _| script(n))
+    }
+
+    /// The same, by what the request says.
+    pub(super) fn start_by(
+        mut connections: mpsc::UnboundedReceiver<DuplexStream>,
+        mut script: impl FnMut(usize, &str) -> Answer + Send + 'static,
     ) -> Self {
         let (seen, receiver) = watch::channel(Vec::new());
         tokio::spawn(async move {
             while let Some(mut stream) = connections.recv().await {
                 let text = read_request(&mut stream).await;
                 let at = Instant::now();
+                let answer = script(seen.borrow().len() + 1, &text);
                 seen.send_modify(|seen| seen.push(Seen { at, text }));
-                let answer = script(seen.borrow().len());
                 tokio::spawn(async move {
                     if !answer.after.is_zero() {
                         tokio::time::sleep(answer.after).await;
@@ -197,6 +217,8 @@ pub(super) struct Rig {
     /// Holds the client secret.
     pub secret: tempfile::NamedTempFile,
     metrics: std::sync::Arc<Metrics>,
+    files: watch::Sender<()>,
+    ended: mpsc::Receiver<()>,
 }
 
 impl Rig {
@@ -205,16 +227,30 @@ impl Rig {
         Self::with(POLICY, script)
     }
 
+    /// The same, and the server answers by what the request says.
+    pub(super) fn start_by(script: impl FnMut(usize, &str) -> Answer + Send + 'static) -> Self {
+        Self::with_by(POLICY, script)
+    }
+
     pub(super) fn with(
         policy: RefreshPolicy,
-        script: impl FnMut(usize) -> Answer + Send + 'static,
+        mut script: impl FnMut(usize) -> Answer + Send + 'static,
+    ) -> Self {
+        Self::with_by(policy, move |n, _| script(n))
+    }
+
+    fn with_by(
+        policy: RefreshPolicy,
+        script: impl FnMut(usize, &str) -> Answer + Send + 'static,
     ) -> Self {
         let secret = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(secret.path(), "s3cret").unwrap();
         let (client, connections) = client();
         let metrics = Metrics::new();
         let key = TokenKey {
+            label: "payments".into(),
             credential: "payments".into(),
+            edition: 0,
             scope: None,
             audience: Vec::new(),
             resource: Vec::new(),
@@ -225,19 +261,40 @@ impl Rig {
             request_timeout: secs(100),
             ..config(SecretSource::File(secret.path().into()))
         };
+        let (files, file_changes) = watch::channel(());
+        let (sender, ended) = mpsc::channel(1);
+        let signals = Signals {
+            files: file_changes,
+            ended: sender,
+        };
         let handle = Refresher::spawn(
             key,
             TokenEndpoint::new(config, client),
             policy,
             TokenCache::new(),
             metrics.token("payments"),
+            signals,
         );
         Self {
-            server: AuthorizationServer::start(connections, script),
+            server: AuthorizationServer::start_by(connections, script),
             handle,
             secret,
             metrics,
+            files,
+            ended,
         }
+    }
+
+    /// Changes the client secret, and tells of it.
+    pub(super) fn write_secret(&self, secret: &str) {
+        std::fs::write(self.secret.path(), secret).unwrap();
+        self.files.send_replace(());
+    }
+
+    /// Where refreshers tell that they ended unasked.
+    pub(super) fn take_ended(&mut self) -> mpsc::Receiver<()> {
+        let (_, none) = mpsc::channel(1);
+        std::mem::replace(&mut self.ended, none)
     }
 
     /// The token that a request gets, or why it gets none.

@@ -5,26 +5,40 @@
 //! finds nothing usable asks it to, and waits for what it publishes. Any number of them wait for the one attempt.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use moka::Expiry;
 use moka::future::Cache;
 use tokio::sync::{Notify, Semaphore, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::access_token::{AccessToken, Moment};
-use super::refresher::{RenewalLimit, Standing};
-use crate::metrics::{LookupResult, TokenMetrics, UnauthorizedAction};
+use super::refresher::REVOCATION_TIMEOUT;
+use super::rejection::{Judgement, Rejections};
+use super::standing::Standing;
+use crate::metrics::{LookupResult, TokenMetrics};
 
 /// Every field that shapes a token; a key that lacks one would serve a wrong token.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct TokenKey {
-    /// The name of the credential, which stands for client and authorization server.
+    /// What logs, metrics and probes call its token.
+    pub label: String,
+    /// The name of the credential.
     pub credential: String,
+    /// Which of the configurations of that name, which stands for client and authorization server.
+    pub edition: u64,
     pub scope: Option<String>,
     pub audience: Vec<String>,
     pub resource: Vec<String>,
     pub extra_params: Vec<(String, String)>,
+}
+
+impl TokenKey {
+    /// What logs, metrics and probes call its token.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
 }
 
 /// The tokens of all keys. Clones share them.
@@ -51,6 +65,10 @@ impl TokenCache {
 
     pub(super) async fn insert(&self, key: Arc<TokenKey>, token: Arc<AccessToken>) {
         self.0.insert(key, token).await;
+    }
+
+    pub(super) async fn remove(&self, key: &Arc<TokenKey>) -> Option<Arc<AccessToken>> {
+        self.0.remove(key).await
     }
 }
 
@@ -98,7 +116,11 @@ pub(super) struct Exchange {
     pub(super) demand: Notify,
     /// The upstream did not accept a token.
     pub(super) rejection: Notify,
-    pub(super) limit: RenewalLimit,
+    /// The process ends.
+    pub(super) farewell: Notify,
+    pub(super) rejections: Rejections,
+    /// Whether there ever was a token.
+    pub(super) has_come: AtomicBool,
     pub(super) metrics: TokenMetrics,
 }
 
@@ -132,9 +154,9 @@ impl TokenHandle {
         }
     }
 
-    /// The name of the credential.
+    /// What logs, metrics and probes call the token.
     pub fn name(&self) -> &str {
-        &self.key.credential
+        self.key.label()
     }
 
     /// A usable token: from the cache, or after a wait of at most `wait_timeout`, with at most `max_waiting` others.
@@ -144,13 +166,13 @@ impl TokenHandle {
     pub async fn token(&self) -> Result<Arc<AccessToken>, Unavailable> {
         let now = Moment::now();
         if let Some(token) = self.take(now).await {
-            self.exchange
-                .metrics
-                .looked_up(if now.monotonic < token.renew_at() {
-                    LookupResult::Fresh
-                } else {
-                    LookupResult::Refreshing
-                });
+            let result = if now.monotonic < token.renew_at() {
+                LookupResult::Fresh
+            } else {
+                self.wake_at_rest();
+                LookupResult::Refreshing
+            };
+            self.exchange.metrics.looked_up(result);
             return Ok(token);
         }
         let result = self.wait(now.monotonic + self.wait_timeout).await;
@@ -162,10 +184,16 @@ impl TokenHandle {
     }
 
     async fn take(&self, now: Moment) -> Option<Arc<AccessToken>> {
-        self.cache
-            .get(&self.key)
-            .await
-            .filter(|token| token.take(now))
+        let token = self.cache.get(&self.key).await?;
+        let token = token.stand_in(now).unwrap_or(token);
+        token.take(now).then_some(token)
+    }
+
+    /// A token that nobody used was not renewed when it was due; now somebody does.
+    fn wake_at_rest(&self) {
+        if matches!(*self.standing.borrow(), Standing::Unused) {
+            self.exchange.demand.notify_one();
+        }
     }
 
     async fn wait(&self, deadline: Instant) -> Result<Arc<AccessToken>, Unavailable> {
@@ -191,23 +219,56 @@ impl TokenHandle {
         }
     }
 
-    /// The upstream did not accept `token`. It is set aside and renewed once, unless it was replaced already or there
-    /// were too many such renewals.
-    pub async fn reject(&self, token: &AccessToken) -> UnauthorizedAction {
+    /// The upstream did not accept `token`: what can be done about it. It is set aside and renewed once, however many
+    /// requests say so, unless there were too many such renewals, or it is too young to be refused for its age.
+    pub async fn reject(&self, token: &AccessToken) -> Rejection {
+        let now = Moment::now();
         let Some(held) = self.cache.get(&self.key).await else {
-            return UnauthorizedAction::Pass;
+            return Rejection::Renewed;
         };
-        if held.generation() != token.generation() || !held.is_usable(Moment::now()) {
-            return UnauthorizedAction::Pass;
+        if held.generation() != token.generation() {
+            // It was replaced meanwhile, or it is one that stood in for the present one.
+            held.stand_forth();
+            return Rejection::Renewed;
+        }
+        if !held.is_usable(now) {
+            return Rejection::Renewed;
         }
         // While the refresher backs off, a token set aside would not come back: the 401s pass.
-        let backing_off = self.standing.borrow().error().is_some();
-        if backing_off || !self.exchange.limit.allows(Instant::now()) {
-            return UnauthorizedAction::Limit;
+        if self.standing.borrow().error().is_some() {
+            return Rejection::Limited;
         }
-        held.set_aside(true);
-        self.exchange.rejection.notify_one();
-        UnauthorizedAction::Renew
+        match self
+            .exchange
+            .rejections
+            .judge(held.received_at(), now.monotonic)
+        {
+            Judgement::Renew => {
+                held.set_aside();
+                self.exchange.rejection.notify_one();
+                Rejection::Renewed
+            }
+            Judgement::Limited => Rejection::Limited,
+            Judgement::Open => Rejection::BreakerOpen,
+            Judgement::Opened(until) => match held.take_previous(now) {
+                Some(token) => Rejection::Previous(StandIn { token, held, until }),
+                None => Rejection::BreakerOpen,
+            },
+        }
+    }
+
+    /// Whether renewals after a 401 are suspended, because fresh tokens are not accepted.
+    pub fn breaker_is_open(&self) -> bool {
+        self.exchange.rejections.is_open(Instant::now())
+    }
+
+    /// Ends it, with a revocation where that is configured, within 2 s. For the end of the process: other handles of the
+    /// key are worth nothing then.
+    pub async fn end(&self) {
+        let mut standing = self.standing.clone();
+        self.exchange.farewell.notify_one();
+        let ended = standing.wait_for(|standing| matches!(standing, Standing::Ended));
+        let _ = timeout(REVOCATION_TIMEOUT, ended).await;
     }
 
     /// The token held, if it is usable. Takes nothing from a token of single use.
@@ -217,6 +278,11 @@ impl TokenHandle {
             .get(&self.key)
             .await
             .filter(|token| token.is_usable(now))
+    }
+
+    /// Whether there ever was a token.
+    pub fn has_come(&self) -> bool {
+        self.exchange.has_come.load(Ordering::Relaxed)
     }
 
     /// How the last attempt ended, and when the next one is.
@@ -231,9 +297,40 @@ impl TokenHandle {
 
     /// Brings the gauge of availability up to date; the end of a token is no event that would do it.
     pub async fn refresh_metrics(&self) {
-        self.exchange
-            .metrics
-            .set_available(self.held().await.is_some());
+        let metrics = &self.exchange.metrics;
+        metrics.set_available(self.held().await.is_some());
+        metrics.set_breaker_open(self.breaker_is_open());
+    }
+}
+
+/// What can be done about a token that the upstream did not accept.
+pub enum Rejection {
+    /// Another one is there, or asked for: [`TokenHandle::token`] yields it.
+    Renewed,
+    /// The token is fresh, and the one before it is good by time: the upstream may not know the fresh one yet.
+    Previous(StandIn),
+    /// There were too many renewals for this reason.
+    Limited,
+    /// Fresh tokens are not accepted; asking for more of them would change nothing.
+    BreakerOpen,
+}
+
+/// The token before one that is not accepted, to be tried once.
+pub struct StandIn {
+    token: Arc<AccessToken>,
+    held: Arc<AccessToken>,
+    until: Instant,
+}
+
+impl StandIn {
+    /// The token to try.
+    pub fn token(&self) -> &Arc<AccessToken> {
+        &self.token
+    }
+
+    /// The upstream accepts it: it is used until the fresh one is due for another try.
+    pub fn is_accepted(self) {
+        self.held.stand_back(self.token, self.until);
     }
 }
 

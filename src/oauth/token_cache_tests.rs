@@ -127,22 +127,28 @@ async fn after_an_outage_one_token_request_serves_all_who_wait() {
     assert_eq!(rig.server.count(), before + 1);
 }
 
+fn is_renewed(rejection: &Rejection) -> bool {
+    matches!(rejection, Rejection::Renewed)
+}
+
 /// C-59
 #[tokio::test(start_paused = true)]
 async fn many_rejects_of_one_token_cause_one_renewal() {
-    let rig = Rig::start(|n| Answer::token(n, 3600));
+    let rig = Rig::start(|n| Answer::token(n, 3600).after(secs(1)));
     let rejected = rig.handle.token().await.unwrap();
     sleep(secs(60)).await;
     let mut rejects = JoinSet::new();
     for _ in 0..500 {
         let (handle, token) = (rig.handle.clone(), rejected.clone());
-        rejects.spawn(async move { handle.reject(&token).await });
+        rejects.spawn(async move {
+            let rejection = handle.reject(&token).await;
+            (rejection, sent(&handle).await)
+        });
     }
-    let actions = rejects.join_all().await;
-    let count = |action| actions.iter().filter(|done| **done == action).count();
-    assert_eq!(count(UnauthorizedAction::Renew), 1);
-    assert_eq!(count(UnauthorizedAction::Pass), 499);
-    assert_eq!(rig.token().await.unwrap(), "2");
+    for (rejection, token) in rejects.join_all().await {
+        assert!(is_renewed(&rejection));
+        assert_eq!(token.unwrap(), "2", "all have the new one");
+    }
     sleep(secs(60)).await;
     assert_eq!(rig.server.count(), 2);
     let renewals = r#"bearerd_token_requests_total{outcome="success",token="payments",trigger="upstream_401"}"#;
@@ -151,21 +157,20 @@ async fn many_rejects_of_one_token_cause_one_renewal() {
 
 /// C-57: the 401 of a slow request can be about a token that was replaced meanwhile.
 #[tokio::test(start_paused = true)]
-async fn a_late_reject_of_an_older_token_is_ignored() {
+async fn a_late_reject_of_an_older_token_renews_nothing() {
     let rig = Rig::start(|n| Answer::token(n, 3600));
     let old = rig.handle.token().await.unwrap();
     rig.server.request(2).await;
     sleep(TICK).await;
-    let action = rig.handle.reject(&old).await;
-    assert_eq!(action, UnauthorizedAction::Pass);
+    assert!(is_renewed(&rig.handle.reject(&old).await), "long since");
     assert_eq!(rig.token_at_once().await.unwrap(), "2");
     sleep(secs(60)).await;
     assert_eq!(rig.server.count(), 2);
 }
 
-/// C-58
+/// C-58: each renewed token is refused as soon as it comes, and after each the next is asked for later.
 #[tokio::test(start_paused = true)]
-async fn an_upstream_that_rejects_everything_causes_one_renewal_in_10_s_and_30_an_hour() {
+async fn an_upstream_that_rejects_everything_causes_few_renewals() {
     let rig = Rig::start(|n| Answer::token(n, 86_400));
     sleep(secs(60)).await;
     let start = Instant::now();
@@ -174,9 +179,50 @@ async fn an_upstream_that_rejects_everything_causes_one_renewal_in_10_s_and_30_a
         rig.handle.reject(&token).await;
         sleep(secs(1)).await;
     }
-    assert_eq!(rig.server.count(), 1 + 30);
-    let gaps = rig.server.gaps();
-    assert!(gaps.iter().all(|gap| *gap >= secs(10)), "{gaps:?}");
+    // At 0, 31, 92, 213 and 454 s: the breaker opens for 30, 60, 120, 240 s a second after each.
+    let seconds: Vec<u64> = rig.server.gaps().iter().map(Duration::as_secs).collect();
+    assert_eq!(seconds, [60, 31, 61, 121, 241]);
+    rig.handle.refresh_metrics().await;
+    let open = rig.metric(r#"bearerd_token_breaker_open{token="payments"}"#);
+    assert_eq!(open, 1.0);
+}
+
+/// A replica of the upstream that lags does not know the fresh token yet, and knows the one before it.
+#[tokio::test(start_paused = true)]
+async fn the_token_before_a_fresh_one_is_tried_and_stands_in_for_it() {
+    let rig = Rig::start(|n| Answer::token(n, 3600));
+    rig.token().await.unwrap();
+    rig.server.request(2).await;
+    sleep(TICK).await;
+    let fresh = rig.handle.token().await.unwrap();
+    let Rejection::Previous(stand_in) = rig.handle.reject(&fresh).await else {
+        panic!("there is one before it");
+    };
+    assert_eq!(stand_in.token().authorization(), "Bearer 1");
+    let again = rig.handle.reject(&fresh).await;
+    assert!(matches!(again, Rejection::BreakerOpen), "it is tried once");
+    stand_in.is_accepted();
+    assert_eq!(rig.token_at_once().await.unwrap(), "1");
+    sleep(secs(31)).await;
+    assert_eq!(rig.token_at_once().await.unwrap(), "2", "it is due again");
+    assert_eq!(rig.server.count(), 2);
+}
+
+/// The one before it was revoked too.
+#[tokio::test(start_paused = true)]
+async fn a_token_that_stands_in_and_is_refused_stands_back() {
+    let rig = Rig::start(|n| Answer::token(n, 3600));
+    let first = rig.handle.token().await.unwrap();
+    rig.server.request(2).await;
+    sleep(TICK).await;
+    let fresh = rig.handle.token().await.unwrap();
+    let Rejection::Previous(stand_in) = rig.handle.reject(&fresh).await else {
+        panic!("there is one before it");
+    };
+    stand_in.is_accepted();
+    assert_eq!(rig.token_at_once().await.unwrap(), "1");
+    assert!(is_renewed(&rig.handle.reject(&first).await));
+    assert_eq!(rig.token_at_once().await.unwrap(), "2");
 }
 
 /// C-57
@@ -188,15 +234,14 @@ async fn a_failed_renewal_after_a_reject_puts_the_old_token_back() {
     });
     let old = rig.handle.token().await.unwrap();
     sleep(secs(60)).await;
-    let action = rig.handle.reject(&old).await;
-    assert_eq!(action, UnauthorizedAction::Renew);
+    assert!(is_renewed(&rig.handle.reject(&old).await));
     assert!(rig.handle.held().await.is_none(), "set aside");
     let rejected = Instant::now();
     assert_eq!(rig.token().await.unwrap(), "old");
     assert!(rejected.elapsed() >= secs(1), "not while it is renewed");
     sleep(secs(20)).await;
-    let action = rig.handle.reject(&old).await;
-    assert_eq!(action, UnauthorizedAction::Limit, "while backing off");
+    let rejection = rig.handle.reject(&old).await;
+    assert!(matches!(rejection, Rejection::Limited), "while backing off");
     assert_eq!(rig.token_at_once().await.unwrap(), "old");
 }
 
@@ -210,7 +255,7 @@ async fn a_token_set_aside_as_the_backoff_begins_is_put_back() {
     let old = rig.handle.token().await.unwrap();
     rig.server.request(2).await;
     sleep(TICK).await;
-    old.set_aside(true);
+    old.set_aside();
     rig.handle.exchange.rejection.notify_one();
     sleep(TICK).await;
     assert_eq!(rig.token_at_once().await.unwrap(), "old");

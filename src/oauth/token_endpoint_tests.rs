@@ -5,6 +5,7 @@ use tokio::time::{Instant, sleep};
 
 use super::*;
 use crate::metrics::FetchOutcome;
+use crate::oauth::client_auth::SecretMethod;
 use crate::oauth::test_server::{Answer, AuthorizationServer, client, config, read_request, secs};
 
 const CANARY: &str = "c4n4ry";
@@ -19,7 +20,7 @@ fn secret_file() -> (tempfile::NamedTempFile, SecretSource) {
 async fn fetch(config: TokenEndpointConfig, client: HttpClient) -> Result<Grant, TokenError> {
     let endpoint = TokenEndpoint::new(config, client);
     let credentials = endpoint.credentials().unwrap();
-    let result = endpoint.fetch(&credentials).await;
+    let result = endpoint.fetch(&credentials[0]).await;
     if let Err(error) = &result {
         let shown = format!("{error} {error:?} {} {:?}", error.name(), error.hint());
         assert!(
@@ -52,7 +53,7 @@ async fn error_of(answer: &str) -> TokenError {
 async fn a_token_request_says_what_is_configured_and_nothing_else() {
     let (_file, secret) = secret_file();
     let config = TokenEndpointConfig {
-        client_auth: ClientAuth::ClientSecretPost,
+        client_auth: ClientAuth::Secrets(SecretMethod::Post, vec![secret.clone()]),
         scope: Some("read write".into()),
         audience: vec!["https://a.example".into()],
         resource: vec!["https://r.example/1".into(), "https://r.example/2".into()],

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use super::client_assertion::AssertionError;
+use super::metadata::MetadataError;
 use crate::metrics::{FetchOutcome, SendFault};
 use crate::net::client::SendError;
 use crate::net::tls::TlsError;
@@ -76,7 +78,13 @@ pub enum TokenError {
     #[error("{0}")]
     Secret(#[from] SecretError),
     #[error("{0}")]
+    Assertion(#[from] AssertionError),
+    #[error("{0}")]
     Tls(#[from] TlsError),
+    #[error("metadata of the authorization server: {0}")]
+    Metadata(MetadataError),
+    #[error("no revocation endpoint is known")]
+    NoRevocationEndpoint,
     #[error("the authorization server cannot be reached: {0}")]
     Send(#[source] SendError),
     #[error("no answer from the authorization server within {} s", .0.as_secs_f64())]
@@ -103,13 +111,20 @@ pub enum TokenError {
     TooLarge,
     #[error("the answer has a content coding that was not asked for")]
     Encoded,
+    /// With `on_scope_downgrade = "fail"`.
+    #[error("the token lacks what was asked for: scope {0}")]
+    ScopeDowngrade(String),
 }
 
 impl TokenError {
     /// The label value for metrics.
     pub fn outcome(&self) -> FetchOutcome {
         match self {
-            Self::Secret(_) => FetchOutcome::SecretError,
+            Self::Secret(_) | Self::Assertion(_) => FetchOutcome::SecretError,
+            Self::Metadata(MetadataError::Unread(error)) => error.outcome(),
+            Self::Metadata(MetadataError::Nothing(_)) | Self::NoRevocationEndpoint => {
+                FetchOutcome::HttpError
+            }
             Self::Tls(_) => FetchOutcome::TlsError,
             Self::Send(error) => match error.fault {
                 SendFault::ConnectTimeout | SendFault::Timeout => FetchOutcome::Timeout,
@@ -132,9 +147,12 @@ impl TokenError {
                 | ErrorCode::Other(_) => FetchOutcome::OtherOauthError,
             },
             Self::Redirect { .. } | Self::Status { .. } => FetchOutcome::HttpError,
-            Self::NotJson { .. } | Self::Malformed(_) | Self::TooLarge | Self::Encoded => {
-                FetchOutcome::InvalidResponse
-            }
+            Self::NotJson { .. }
+            | Self::Malformed(_)
+            | Self::TooLarge
+            | Self::Encoded
+            | Self::Metadata(_) => FetchOutcome::InvalidResponse,
+            Self::ScopeDowngrade(_) => FetchOutcome::InvalidScope,
         }
     }
 
@@ -144,7 +162,12 @@ impl TokenError {
         match self {
             Self::Refused(refusal) => !matches!(refusal.code, ErrorCode::Other(_)),
             Self::Status { status, .. } => matches!(status.as_u16(), 401 | 403),
+            // Whoever answers so will answer so again.
+            Self::ScopeDowngrade(_) => true,
             Self::Secret(_)
+            | Self::Assertion(_)
+            | Self::Metadata(_)
+            | Self::NoRevocationEndpoint
             | Self::Tls(_)
             | Self::Send(_)
             | Self::TimedOut(_)
@@ -157,10 +180,38 @@ impl TokenError {
         }
     }
 
+    /// Whether it is the credentials that are refused, so that others may do better. Some servers say so with the status
+    /// 401 and a code of their own choice.
+    pub fn refuses_credentials(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => {
+                refusal.code == ErrorCode::InvalidClient
+                    || refusal.status == StatusCode::UNAUTHORIZED
+            }
+            Self::Status { status, .. } => *status == StatusCode::UNAUTHORIZED,
+            _ => false,
+        }
+    }
+
+    /// Whether the endpoint may have moved: nobody is there, or somebody who knows nothing of tokens.
+    pub(super) fn suggests_a_move(&self) -> bool {
+        match self {
+            Self::Send(error) => matches!(
+                error.fault,
+                SendFault::Dns | SendFault::Connect | SendFault::ConnectTimeout
+            ),
+            Self::Status { status, .. } => matches!(status.as_u16(), 404 | 405 | 410),
+            Self::Refused(refusal) => matches!(refusal.status.as_u16(), 404 | 405 | 410),
+            Self::Redirect { .. } => true,
+            _ => false,
+        }
+    }
+
     /// How long the authorization server asked us to wait: 1 s to 300 s.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
+            Self::Metadata(MetadataError::Unread(error)) => error.retry_after(),
             _ => None,
         }
     }
@@ -178,8 +229,8 @@ impl TokenError {
         Some(match self {
             Self::Refused(refusal) => match refusal.code {
                 ErrorCode::InvalidClient => {
-                    "the client id or secret is wrong, or the server wants the other client_auth \
-                     (client_secret_basic or client_secret_post), or basic_encoding = \"raw\""
+                    "the client id or secret is wrong, or the server wants another client_auth (such as \
+                     client_secret_post instead of client_secret_basic), or basic_encoding = \"raw\""
                 }
                 ErrorCode::UnauthorizedClient => {
                     "this client may not use the client credentials grant; allow it at the authorization server"
@@ -211,6 +262,13 @@ impl TokenError {
                 }
                 _ => return None,
             },
+            Self::Assertion(error) => error.hint(),
+            Self::Metadata(error) => return error.hint(),
+            Self::NoRevocationEndpoint => "set revoke_url",
+            Self::ScopeDowngrade(_) => {
+                "let the authorization server grant it to this client, ask for less, or set \
+                 on_scope_downgrade = \"warn\""
+            }
             Self::Secret(_) => "put the secret there, readable by the user that runs bearerd",
             _ => return None,
         })

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Visitor};
 
 use super::access_token::Grant;
-use super::token_endpoint::TokenEndpointConfig;
+use super::token_endpoint::{ScopeDowngrade, TokenEndpointConfig};
 use super::token_error::{Refusal, TokenError, printable};
 use crate::secret::Secret;
 
@@ -51,12 +51,37 @@ pub fn grant(
         ExpiresIn::Missing => Some(config.default_lifetime),
         ExpiresIn::Seconds(seconds) => lifetime(seconds, config.max_lifetime),
     };
+    let missing = missing_scope(config.scope.as_deref(), answer.scope.as_deref());
+    let missing_scope = match (config.on_scope_downgrade, missing) {
+        (ScopeDowngrade::Ignore, _) | (_, None) => None,
+        (ScopeDowngrade::Warn, missing) => missing,
+        (ScopeDowngrade::Fail, Some(missing)) => return Err(TokenError::ScopeDowngrade(missing)),
+    };
     Ok(Grant {
         authorization: authorization(&token)?,
         fingerprint: fingerprint(token.expose()),
         scope: answer.scope.map(|scope| printable(&scope)),
+        missing_scope,
         lifetime,
+        server_date: date(headers),
     })
+}
+
+/// The scopes that were asked for and not granted, separated by spaces; their order means nothing (RFC 6749 §3.3). An
+/// answer without a scope grants what was asked for (§5.1).
+fn missing_scope(asked: Option<&str>, granted: Option<&str>) -> Option<String> {
+    let (asked, granted) = (asked?, granted?);
+    let missing: Vec<&str> = asked
+        .split(' ')
+        .filter(|scope| !scope.is_empty() && !granted.split(' ').any(|granted| granted == *scope))
+        .collect();
+    (!missing.is_empty()).then(|| missing.join(" "))
+}
+
+/// The server's clock when it answered (RFC 9110 §6.6.1).
+fn date(headers: &HeaderMap) -> Option<SystemTime> {
+    let date = headers.get(header::DATE)?.to_str().ok()?;
+    httpdate::parse_http_date(date).ok()
 }
 
 /// The access token response (RFC 6749 §5.1) or an error that came with the wrong status. Known members may come once.
@@ -125,7 +150,7 @@ impl<'de> Deserialize<'de> for ExpiresIn {
 }
 
 /// A JSON object. serde would take an array too, for a struct.
-fn object<T: DeserializeOwned>(answer: &[u8]) -> Option<T> {
+pub(super) fn object<T: DeserializeOwned>(answer: &[u8]) -> Option<T> {
     let answer = answer.trim_ascii_start();
     let is_object = answer.first() == Some(&b'{');
     is_object
@@ -180,13 +205,9 @@ pub fn refusal(status: StatusCode, headers: &HeaderMap, answer: &[u8]) -> TokenE
         error_description: Option<String>,
     }
     match object::<ErrorAnswer>(answer) {
-        Some(answer) if status.is_client_error() && !is_transient_status(status) => {
-            TokenError::Refused(Refusal::new(
-                status,
-                &answer.error,
-                answer.error_description,
-            ))
-        }
+        Some(answer) if status.is_client_error() && !is_transient(status) => TokenError::Refused(
+            Refusal::new(status, &answer.error, answer.error_description),
+        ),
         _ => TokenError::Status {
             status,
             retry_after: retry_after(headers, SystemTime::now()),
@@ -194,7 +215,8 @@ pub fn refusal(status: StatusCode, headers: &HeaderMap, answer: &[u8]) -> TokenE
     }
 }
 
-fn is_transient_status(status: StatusCode) -> bool {
+/// Whether it says that another attempt may do better.
+pub(super) fn is_transient(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status.as_u16(), 408 | 425 | 429)
 }
 
@@ -210,13 +232,6 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
             .unwrap_or_default()
     };
     Some(wait.clamp(RETRY_AFTER.0, RETRY_AFTER.1))
-}
-
-/// The host that a redirect leads to.
-pub(super) fn redirect_host(headers: &HeaderMap) -> Option<String> {
-    let location = headers.get(header::LOCATION)?.to_str().ok()?;
-    let location: Uri = location.parse().ok()?;
-    Some(printable(location.host()?))
 }
 
 fn content_type(headers: &HeaderMap) -> String {

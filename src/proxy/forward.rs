@@ -13,17 +13,17 @@ use hyper::body::Incoming;
 use hyper::ext::ReasonPhrase;
 use hyper::upgrade::OnUpgrade;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
-use tracing::warn;
 
 use super::access_log::{AccessLine, AccessLog};
 use super::error::{ALLOWED_METHODS, BadRequest, ProxyError, X_REQUEST_ID};
 use super::guard::Guard;
 use super::hop::{self, Framing};
+use super::outgoing::Outgoing;
+use super::replay::Tokens;
 use super::route::{RouteConfig, Routes};
 use super::upgrade;
 use super::upstream::Upstream;
-use crate::metrics::{Metrics, UnauthorizedAction};
+use crate::metrics::Metrics;
 use crate::net::body::{Body, Relay};
 use crate::net::client::HttpClient;
 use crate::net::drain::{DrainWatch, Phase};
@@ -31,15 +31,16 @@ use crate::net::progress::Progress;
 use crate::net::socket::Peer;
 use crate::net::tunnel::Tunnel;
 use crate::net::upload::Upload;
-use crate::oauth::TokenHandle;
-use crate::oauth::access_token::AccessToken;
 
-/// Forwards requests with a token. Shared by all workers; what belongs to a worker, its client, is an argument.
+/// Forwards requests with a token. Shared by all workers; what belongs to a worker, its clients, is an argument. A
+/// configuration that is read anew makes a new one.
 pub struct Gateway {
     pub guard: Guard,
     pub routes: Routes,
-    pub upstream: Upstream,
-    pub tokens: TokenHandle,
+    /// In the order by which routes name them.
+    pub upstreams: Vec<Arc<Upstream>>,
+    /// In the order by which routes name them.
+    pub tokens: Vec<Tokens>,
     /// Requests in flight, over all workers.
     pub in_flight: Arc<Semaphore>,
     /// The largest request body, in bytes.
@@ -50,10 +51,11 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Answers `request`, whatever happens: the upstream's answer, or one of ours.
+    /// Answers `request`, whatever happens: the upstream's answer, or one of ours. `clients` are the worker's, in the order
+    /// of the upstreams.
     pub async fn handle(
         &self,
-        client: &HttpClient,
+        clients: &[HttpClient],
         request: Request<Incoming>,
         peer: Peer,
     ) -> Response<Body> {
@@ -67,7 +69,7 @@ impl Gateway {
             Err(_) => Err(ProxyError::Overloaded),
             Ok(_) => {
                 let forwarded =
-                    pin!(self.forward(client, request, peer, &request_id, &mut upstream_time));
+                    pin!(self.forward(clients, request, peer, &request_id, &mut upstream_time));
                 let forwarded = catch_panic(forwarded).await;
                 forwarded.unwrap_or(Err(ProxyError::Panicked))
             }
@@ -103,9 +105,8 @@ impl Gateway {
             Answer::Ours(body) => body,
             // In flight until the last byte was passed on.
             Answer::Upstreams(relay) => Body::relay(relay).holding((scope, permit)),
-            Answer::Tunnel(upstream) => {
+            Answer::Tunnel(upstream, idle_timeout) => {
                 let guard = (permit, self.metrics.tunnel());
-                let idle_timeout = self.upstream.config().idle_timeout;
                 head.extensions
                     .insert(Tunnel::new(upstream, idle_timeout, guard));
                 return Response::from_parts(head, Body::empty());
@@ -122,7 +123,7 @@ impl Gateway {
     /// The straight line.
     async fn forward(
         &self,
-        client: &HttpClient,
+        clients: &[HttpClient],
         request: Request<Incoming>,
         peer: Peer,
         request_id: &HeaderValue,
@@ -131,8 +132,10 @@ impl Gateway {
         // Who may use the credential, and for what.
         let (mut head, body) = request.into_parts();
         let body = Upload::new(body, head.headers.contains_key(header::EXPECT));
-        self.guard.check(&head, peer)?;
-        let route = self.routes.choose(&head.method, head.uri.path())?;
+        let named = self.guard.check(&head, peer)?;
+        let route = self.routes.choose(&head.method, head.uri.path(), named)?;
+        let (upstream, tokens) = (&*self.upstreams[route.upstream], &self.tokens[route.tokens]);
+        let client = &clients[route.upstream];
         expects_nothing_but_continue(&head.headers)?;
         if !hop::may_be_forwarded(&head.method, &mut head.headers) {
             return Ok(end_of_the_way());
@@ -141,42 +144,43 @@ impl Gateway {
         if asked.upgrade && self.drain.phase() >= Phase::Draining {
             return Err(ProxyError::Draining);
         }
-        let (body, framing, progress) = self.request_body(&head, body)?;
+        let (body, framing, progress) = self.request_body(&head, body, upstream)?;
 
         // Only end-to-end fields go on.
         hop::refuse_outer_whitespace(&head.headers, head.version)?;
         hop::strip_request(&mut head.headers)?;
         hop::join_cookies(&mut head.headers);
-        self.upstream.prepare(&mut head.headers, head.version)?;
+        upstream.prepare(&mut head.headers, head.version)?;
         head.headers.insert(X_REQUEST_ID, request_id.clone());
         framing.apply(&mut head.headers);
-        if asked.trailers && self.upstream.may_speak_http2() {
+        if asked.trailers && upstream.may_speak_http2() {
             let trailers = HeaderValue::from_static("trailers");
             head.headers.insert(header::TE, trailers);
         }
         if asked.upgrade {
             upgrade::apply(&mut head.headers);
         }
-        let mut request = Request::new(body);
-        *request.uri_mut() = self.target(route, &head.uri)?;
-        *request.method_mut() = head.method;
-        *request.headers_mut() = head.headers;
+        let mut outgoing = Outgoing {
+            uri: target(upstream, route, &head.uri)?,
+            upstream,
+            client,
+            method: head.method,
+            headers: head.headers,
+            again: body.again(),
+            progress,
+            response_timeout: route
+                .response_timeout
+                .unwrap_or_else(|| upstream.config().response_timeout),
+            upstream_time,
+        };
 
-        // Normally no wait. `Authorization` is set LAST: nothing of the application's can touch it any more.
-        let token = self.tokens.token().await?;
-        request
-            .headers_mut()
-            .insert(header::AUTHORIZATION, token.authorization());
-        let sent = Instant::now();
-        let response_timeout = route
-            .response_timeout
-            .unwrap_or_else(|| self.upstream.config().response_timeout);
-        let response = self
-            .upstream
-            .send(client, request, progress.as_deref(), response_timeout)
-            .await;
-        *upstream_time = sent.elapsed();
-        let answer = self.answer(response?, &asked, &token).await;
+        // Normally no wait.
+        let token = tokens.handle.token().await?;
+        let response = outgoing.send(body, &token).await?;
+        let response = tokens
+            .second_chance(response, &mut outgoing, &token, &self.metrics)
+            .await?;
+        let answer = answer(response, &asked, upstream);
         if matches!(answer, Err(ProxyError::AmbiguousFraming)) {
             // Where its answer ended is anybody's guess, and so is what comes next on that connection.
             client.forget_connections();
@@ -184,64 +188,12 @@ impl Gateway {
         answer
     }
 
-    /// The way back. A new response too: version, reason phrase and extensions of the upstream's stay behind.
-    async fn answer(
-        &self,
-        mut response: Response<Incoming>,
-        asked: &Asked<'_>,
-        token: &AccessToken,
-    ) -> Result<Response<Answer>, ProxyError> {
-        if !hop::response_framing_is_sound(response.headers()) {
-            return Err(ProxyError::AmbiguousFraming);
-        }
-        let tunnel = match response.status() {
-            StatusCode::SWITCHING_PROTOCOLS
-                if asked.upgrade && upgrade::is_granted(response.headers()) =>
-            {
-                Some(hyper::upgrade::on(&mut response))
-            }
-            StatusCode::SWITCHING_PROTOCOLS => return Err(ProxyError::SurpriseUpgrade),
-            StatusCode::PROXY_AUTHENTICATION_REQUIRED => return Err(ProxyError::ProxyChallenge),
-            _ => None,
-        };
-        let carries_trailers =
-            asked.version == Version::HTTP_2 && response.version() == asked.version;
-        let (mut head, body) = response.into_parts();
-        if head.status == StatusCode::UNAUTHORIZED {
-            self.unauthorized(&head.headers, token).await;
-        }
-        hop::strip_response(&mut head.headers, &asked.method, head.status);
-        self.upstream
-            .rewrite_location(&mut head.headers, asked.host.as_ref(), asked.prefix);
-        let body = match tunnel {
-            Some(upstream) => {
-                upgrade::apply(&mut head.headers);
-                Answer::Tunnel(upstream)
-            }
-            None => {
-                let idle_timeout = self.upstream.config().idle_timeout;
-                let relay = Relay::download(body, idle_timeout);
-                Answer::Upstreams(
-                    relay.with_trailers(carries_trailers.then_some(hop::strip_trailers)),
-                )
-            }
-        };
-        let mut response = Response::new(body);
-        *response.status_mut() = head.status;
-        *response.headers_mut() = head.headers;
-        if head.status.canonical_reason().is_none() {
-            // An empty phrase is valid (RFC 9112 §4); hyper would make one up.
-            let phrase = ReasonPhrase::from_static(b"");
-            response.extensions_mut().insert(phrase);
-        }
-        Ok(response)
-    }
-
     /// The application's body on its way: framed anew, bounded, under the idle timeout.
     fn request_body(
         &self,
         head: &Parts,
         body: Upload,
+        upstream: &Upstream,
     ) -> Result<(Body, Framing, Option<Arc<Progress>>), ProxyError> {
         let framing = Framing::of_request(&head.headers)?;
         if let (Some(limit), Some(length)) = (self.max_body_bytes, body.left().exact())
@@ -259,58 +211,72 @@ impl Gateway {
             framing => framing,
         };
         let progress = Progress::new();
-        let relay = Relay::upload(body, self.upstream.config().idle_timeout)
+        let relay = Relay::upload(body, upstream.config().idle_timeout)
             .limited(self.max_body_bytes)
             .reporting(progress.clone())
             .with_trailers(is_http2.then_some(hop::strip_trailers));
-        let body = if self.upstream.may_speak_http2() {
-            Body::resendable(relay)
-        } else {
-            Body::relay(relay)
-        };
-        Ok((body, framing, Some(progress)))
+        Ok((Body::resendable(relay), framing, Some(progress)))
     }
+}
 
-    fn target(&self, route: &RouteConfig, uri: &Uri) -> Result<Uri, ProxyError> {
-        route
-            .target(uri)
-            .and_then(|target| self.upstream.uri(target).ok())
-            .ok_or(ProxyError::BadRequest(BadRequest::Target))
-    }
+fn target(upstream: &Upstream, route: &RouteConfig, uri: &Uri) -> Result<Uri, ProxyError> {
+    route
+        .target(uri)
+        .and_then(|target| upstream.uri(target).ok())
+        .ok_or(ProxyError::BadRequest(BadRequest::Target))
+}
 
-    /// A 401 passes, and the token that got it is renewed, unless it says that the token is good and its scope is not
-    /// (RFC 6750 §3.1).
-    async fn unauthorized(&self, headers: &HeaderMap, token: &AccessToken) {
-        let about_scope = headers
-            .get_all(header::WWW_AUTHENTICATE)
-            .iter()
-            .any(|challenge| {
-                challenge
-                    .as_bytes()
-                    .windows(18)
-                    .any(|part| part == b"insufficient_scope")
-            });
-        let action = if about_scope {
-            UnauthorizedAction::Pass
-        } else {
-            self.tokens.reject(token).await
-        };
-        self.metrics.upstream_unauthorized(action);
-        warn!(
-            token = self.tokens.name(),
-            fingerprint = token.fingerprint(),
-            action = action.as_str(),
-            "the upstream answered 401"
-        );
+/// The way back. A new response too: version, reason phrase and extensions of the upstream's stay behind.
+fn answer(
+    mut response: Response<Incoming>,
+    asked: &Asked<'_>,
+    upstream: &Upstream,
+) -> Result<Response<Answer>, ProxyError> {
+    if !hop::response_framing_is_sound(response.headers()) {
+        return Err(ProxyError::AmbiguousFraming);
     }
+    let tunnel = match response.status() {
+        StatusCode::SWITCHING_PROTOCOLS
+            if asked.upgrade && upgrade::is_granted(response.headers()) =>
+        {
+            Some(hyper::upgrade::on(&mut response))
+        }
+        StatusCode::SWITCHING_PROTOCOLS => return Err(ProxyError::SurpriseUpgrade),
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED => return Err(ProxyError::ProxyChallenge),
+        _ => None,
+    };
+    let carries_trailers = asked.version == Version::HTTP_2 && response.version() == asked.version;
+    let idle_timeout = upstream.config().idle_timeout;
+    let (mut head, body) = response.into_parts();
+    hop::strip_response(&mut head.headers, &asked.method, head.status);
+    upstream.rewrite_location(&mut head.headers, asked.host.as_ref(), asked.prefix);
+    let body = match tunnel {
+        Some(upstream) => {
+            upgrade::apply(&mut head.headers);
+            Answer::Tunnel(upstream, idle_timeout)
+        }
+        None => {
+            let relay = Relay::download(body, idle_timeout);
+            Answer::Upstreams(relay.with_trailers(carries_trailers.then_some(hop::strip_trailers)))
+        }
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = head.status;
+    *response.headers_mut() = head.headers;
+    if head.status.canonical_reason().is_none() {
+        // An empty phrase is valid (RFC 9112 §4); hyper would make one up.
+        let phrase = ReasonPhrase::from_static(b"");
+        response.extensions_mut().insert(phrase);
+    }
+    Ok(response)
 }
 
 /// Whose body an answer has.
 enum Answer {
     Ours(Body),
     Upstreams(Relay),
-    /// The connection becomes another thing.
-    Tunnel(OnUpgrade),
+    /// The connection becomes another thing, which ends when nothing moves for so long.
+    Tunnel(OnUpgrade, Duration),
 }
 
 /// What the answer to a request depends on.

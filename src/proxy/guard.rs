@@ -10,11 +10,11 @@ use super::error::{BadRequest, Forbidden, ProxyError};
 use crate::net::socket::Peer;
 
 /// What is asked of a request before it gets a credential.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct GuardConfig {
     /// Peers need not be on this machine.
     pub allow_remote_clients: bool,
-    /// Besides loopback names and the upstream's authority: host, or host and port, in lower case.
+    /// Besides loopback names and the upstreams' authorities: host, or host and port, in lower case.
     pub allowed_hosts: Vec<String>,
     /// Origins of web pages, such as `http://localhost:3000`, in lower case.
     pub allowed_origins: Vec<String>,
@@ -25,22 +25,23 @@ pub struct GuardConfig {
 /// Checks requests.
 pub struct Guard {
     config: GuardConfig,
-    upstream: Authority,
+    upstreams: Vec<Authority>,
 }
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 impl Guard {
-    /// `upstream` is the authority of the configured upstream: a hosts-file override that points it at us keeps working.
-    pub fn new(config: GuardConfig, upstream: Authority) -> Self {
-        Self { config, upstream }
+    /// `upstreams` are the authorities of the configured upstreams: a hosts-file override that points one at us keeps
+    /// working.
+    pub fn new(config: GuardConfig, upstreams: Vec<Authority>) -> Self {
+        Self { config, upstreams }
     }
 
-    /// Lets the request pass, or says why not.
+    /// Lets the request pass, or says why not. Returns the authority of an upstream, if it is what the request is for.
     ///
     /// # Errors
     /// The first rule that is broken.
-    pub fn check(&self, head: &Parts, peer: Peer) -> Result<(), ProxyError> {
+    pub fn check(&self, head: &Parts, peer: Peer) -> Result<Option<&Authority>, ProxyError> {
         if !self.config.allow_remote_clients && !peer.is_local() {
             return Err(ProxyError::Forbidden(Forbidden::Peer));
         }
@@ -50,7 +51,8 @@ impl Guard {
         }
         let host = host(head).ok_or(ProxyError::BadRequest(BadRequest::Host))?;
         self.check_target(head, &host)?;
-        if !self.is_allowed_host(&host) {
+        let named = self.upstream(&host);
+        if named.is_none() && !self.is_allowed_host(&host) {
             return Err(ProxyError::Forbidden(Forbidden::Host));
         }
         self.check_origin(&head.headers, &host)?;
@@ -59,7 +61,12 @@ impl Guard {
         {
             return Err(ProxyError::Forbidden(Forbidden::Header));
         }
-        Ok(())
+        Ok(named)
+    }
+
+    fn upstream(&self, authority: &Authority) -> Option<&Authority> {
+        let mut upstreams = self.upstreams.iter();
+        upstreams.find(|upstream| same_authority(upstream, authority))
     }
 
     /// Origin-form, or absolute-form for the upstream itself (RFC 9112 §3.2): that is what an application sends which
@@ -78,7 +85,7 @@ impl Guard {
             (None, None) if head.uri.path().starts_with('/') => Ok(()),
             (Some(scheme), Some(authority)) if scheme.as_str() == "http" => {
                 if !authority.as_str().contains('@')
-                    && same_authority(authority, &self.upstream)
+                    && self.upstream(authority).is_some()
                     && same_authority(authority, host)
                 {
                     Ok(())
@@ -93,7 +100,6 @@ impl Guard {
     fn is_allowed_host(&self, host: &Authority) -> bool {
         let name = host.host();
         is_loopback_name(name)
-            || same_authority(host, &self.upstream)
             || self.config.allowed_hosts.iter().any(|allowed| {
                 allowed.eq_ignore_ascii_case(name) || allowed.eq_ignore_ascii_case(host.as_str())
             })
@@ -167,7 +173,7 @@ fn is_loopback_name(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || host == "127.0.0.1" || host == "[::1]"
 }
 
-fn same_authority(one: &Authority, other: &Authority) -> bool {
+pub(super) fn same_authority(one: &Authority, other: &Authority) -> bool {
     one.host().eq_ignore_ascii_case(other.host()) && one.port_u16() == other.port_u16()
 }
 
@@ -184,7 +190,8 @@ mod tests {
         target: &str,
         fields: &[(&str, &str)],
     ) -> Option<Code> {
-        let guard = Guard::new(config, Authority::from_static("api.payments.example"));
+        let upstream = Authority::from_static("api.payments.example");
+        let guard = Guard::new(config, vec![upstream]);
         let mut request = Request::builder().uri(target);
         for (name, value) in fields {
             request = request.header(*name, *value);

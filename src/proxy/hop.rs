@@ -43,7 +43,8 @@ const RESPONSE_FIELDS: [HeaderName; 3] = [
     header::ALT_SVC,
 ];
 
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// By which the upstream knows a request again (draft-ietf-httpapi-idempotency-key-header).
+pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// More options in `Connection` than any honest peer sends.
 const MAX_CONNECTION_OPTIONS: usize = 64;

@@ -5,10 +5,11 @@
 
 use std::time::Duration;
 
-use http::uri::PathAndQuery;
+use http::uri::{Authority, PathAndQuery};
 use http::{Method, Uri};
 
 use super::error::ProxyError;
+use super::guard::same_authority;
 
 /// A route as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,12 @@ pub struct RouteConfig {
     pub path: String,
     /// Empty for all.
     pub methods: Vec<Method>,
+    /// Which of the upstreams, from 0.
+    pub upstream: usize,
+    /// The authority of that upstream.
+    pub authority: Authority,
+    /// Which of the tokens, from 0.
+    pub tokens: usize,
     /// The upstream does not see `path`.
     pub strip_prefix: bool,
     /// Requests may become WebSockets (RFC 6455).
@@ -29,11 +36,14 @@ pub struct RouteConfig {
 
 impl RouteConfig {
     /// The route of a sidecar without routes: everything, and no upgrade.
-    pub fn everything() -> Self {
+    pub fn everything(authority: Authority) -> Self {
         Self {
             name: "everything".to_owned(),
             path: String::new(),
             methods: Vec::new(),
+            upstream: 0,
+            authority,
+            tokens: 0,
             strip_prefix: false,
             websocket: false,
             response_timeout: None,
@@ -76,45 +86,51 @@ impl Routes {
         Self(routes)
     }
 
-    /// The route of a request.
+    /// The route of a request. One whose Host is `named`, the authority of an upstream, goes to that upstream or nowhere.
     ///
     /// # Errors
     /// 404 when there is none; 400 when there are several, and the path could be read in more than one way.
-    pub fn choose(&self, method: &Method, path: &str) -> Result<&RouteConfig, ProxyError> {
-        let chosen = self.find(method, path.as_bytes());
-        if self.0.len() > 1 {
-            self.demand_one_meaning(method, path, chosen)?;
-        }
-        chosen.ok_or(ProxyError::NoRoute)
-    }
-
-    fn find(&self, method: &Method, path: &[u8]) -> Option<&RouteConfig> {
-        self.0.iter().find(|route| route.covers(method, path))
-    }
-
-    /// Servers decode a path once, and careless ones twice. Neither may lead to another segment, or to another route.
-    fn demand_one_meaning(
+    pub fn choose(
         &self,
         method: &Method,
         path: &str,
-        chosen: Option<&RouteConfig>,
-    ) -> Result<(), ProxyError> {
-        let Some(once) = decoded(path.as_bytes()) else {
-            return Err(ProxyError::ForbiddenPath);
+        named: Option<&Authority>,
+    ) -> Result<&RouteConfig, ProxyError> {
+        let find = |path: &[u8]| {
+            self.0.iter().find(|route| {
+                named.is_none_or(|named| same_authority(named, &route.authority))
+                    && route.covers(method, path)
+            })
         };
-        let slashes = |path: &[u8]| path.iter().filter(|byte| **byte == b'/').count();
-        // What is left after decoding once may hold a % that begins nothing.
-        let twice = decoded_leniently(&once);
-        for reading in [path.as_bytes(), &once, &twice] {
-            if !is_plain(reading)
-                || slashes(reading) != slashes(path.as_bytes())
-                || self.find(method, reading) != chosen
-            {
-                return Err(ProxyError::ForbiddenPath);
-            }
+        let chosen = find(path.as_bytes());
+        if self.0.len() > 1 {
+            demand_one_meaning(path, chosen, find)?;
         }
-        Ok(())
+        chosen.ok_or(ProxyError::NoRoute)
     }
+}
+
+/// Servers decode a path once, and careless ones twice. Neither may lead to another segment, or to another route.
+fn demand_one_meaning<'a>(
+    path: &str,
+    chosen: Option<&'a RouteConfig>,
+    find: impl Fn(&[u8]) -> Option<&'a RouteConfig>,
+) -> Result<(), ProxyError> {
+    let Some(once) = decoded(path.as_bytes()) else {
+        return Err(ProxyError::ForbiddenPath);
+    };
+    let slashes = |path: &[u8]| path.iter().filter(|byte| **byte == b'/').count();
+    // What is left after decoding once may hold a % that begins nothing.
+    let twice = decoded_leniently(&once);
+    for reading in [path.as_bytes(), &once, &twice] {
+        if !is_plain(reading)
+            || slashes(reading) != slashes(path.as_bytes())
+            || find(reading) != chosen
+        {
+            return Err(ProxyError::ForbiddenPath);
+        }
+    }
+    Ok(())
 }
 
 /// Whether no segment is one that servers resolve, merge, cut or take apart.
@@ -166,11 +182,15 @@ mod tests {
     use super::*;
     use crate::metrics::Code;
 
+    fn api() -> Authority {
+        Authority::from_static("api.example")
+    }
+
     fn route(name: &str, path: &str) -> RouteConfig {
         RouteConfig {
             name: name.to_owned(),
             path: path.to_owned(),
-            ..RouteConfig::everything()
+            ..RouteConfig::everything(api())
         }
     }
 
@@ -188,7 +208,7 @@ mod tests {
 
     fn choose(method: &Method, path: &str) -> Result<String, Code> {
         let routes = routes();
-        let chosen = routes.choose(method, path);
+        let chosen = routes.choose(method, path, None);
         chosen
             .map(|route| route.name.clone())
             .map_err(|error| error.code())
@@ -211,9 +231,31 @@ mod tests {
             assert_eq!(choose(&method, path), Ok(name.to_owned()), "{path}");
         }
         let only = Routes::new(vec![route("pay", "/pay")]);
-        let code = |path| only.choose(&Method::GET, path).err().map(|e| e.code());
+        let code = |path| {
+            let chosen = only.choose(&Method::GET, path, None);
+            chosen.err().map(|error| error.code())
+        };
         assert_eq!(code("/pay/.."), None, "one route: nothing to get around");
         assert_eq!(code("/"), Some(Code::NoRoute));
+    }
+
+    /// D-26: a hosts-file override or a proxy setting of the application says which upstream it means.
+    #[test]
+    fn a_request_that_names_an_upstream_goes_there_or_nowhere() {
+        let other = RouteConfig {
+            authority: Authority::from_static("other.example"),
+            ..route("other", "/pay/admin")
+        };
+        let routes = Routes::new(vec![route("pay", "/pay"), other]);
+        let choose = |named: Option<&'static str>| {
+            let named = named.map(Authority::from_static);
+            let chosen = routes.choose(&Method::GET, "/pay/admin", named.as_ref());
+            chosen.map(|route| route.name.clone()).map_err(|e| e.code())
+        };
+        assert_eq!(choose(None).as_deref(), Ok("other"));
+        assert_eq!(choose(Some("other.example")).as_deref(), Ok("other"));
+        assert_eq!(choose(Some("API.example")).as_deref(), Ok("pay"));
+        assert_eq!(choose(Some("third.example")), Err(Code::NoRoute));
     }
 
     /// D-25

@@ -1,48 +1,50 @@
 //! One upstream: the address that requests go to and no other, and what is said to it and of it.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Method, Request, Response, Uri, Version};
+use http::{Request, Response, Uri, Version};
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
-use tracing::debug;
 
 use super::error::ProxyError;
 use crate::metrics::{Metrics, SendFault, UpstreamMetrics};
-use crate::net::body::{Again, Body};
+use crate::net::body::Body;
 use crate::net::client::{HttpClient, PoolConfig};
-use crate::net::connect::Connector;
+use crate::net::connect::{ConnectConfig, Connector};
 use crate::net::progress::Progress;
-use crate::net::tls::{ClientTls, HttpVersions, TlsError};
+use crate::net::tls::{HttpVersions, TlsError};
 
 /// An upstream as configured.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct UpstreamConfig {
     /// The name in the configuration.
     pub name: String,
     /// `http` or `https`, an authority without user information, and a base path; no query, no fragment.
     pub url: Uri,
-    /// DNS, TCP and TLS together.
-    pub connect_timeout: Duration,
+    pub connect: ConnectConfig,
     /// From the last bytes of the request to the response head.
     pub response_timeout: Duration,
     /// Between two pieces of a body, either way.
     pub idle_timeout: Duration,
     pub pool: PoolConfig,
-    pub http: HttpVersions,
-    /// Trusted instead of the built-in roots.
-    pub ca_file: Option<PathBuf>,
     /// Fields that replace whatever the application sent under their names.
     pub set_headers: Vec<(HeaderName, HeaderValue)>,
     /// Fields that do not reach the upstream.
     pub remove_headers: Vec<HeaderName>,
     /// Whether `Location` and `Content-Location` of the upstream's origin become the sidecar's.
     pub rewrite_location: bool,
+}
+
+impl UpstreamConfig {
+    /// Every file that is read to connect to it.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.connect.files()
+    }
 }
 
 /// Where requests go.
@@ -86,13 +88,12 @@ impl Upstream {
     /// What connects to this upstream. Each worker builds a client of its own on a clone.
     ///
     /// # Errors
-    /// When the CA file cannot be used.
+    /// When a file for TLS cannot be used.
     pub fn connector(
         config: &UpstreamConfig,
         metrics: Option<Arc<Metrics>>,
     ) -> Result<Connector, TlsError> {
-        let tls = ClientTls::load(config.ca_file.as_deref(), config.http)?;
-        Ok(Connector::new(tls, config.connect_timeout, metrics))
+        Connector::new(&config.connect, metrics)
     }
 
     /// The URI of a request for `target`: our scheme and authority, the base path, and the target's text as it came.
@@ -137,43 +138,24 @@ impl Upstream {
 
     /// Whether it may speak HTTP/2: always, never, or as its TLS session decides.
     pub fn may_speak_http2(&self) -> bool {
-        match self.config.http {
+        match self.config.connect.tls.versions {
             HttpVersions::Http1 => false,
             HttpVersions::Http2 => true,
             HttpVersions::Auto => self.scheme == Scheme::HTTPS,
         }
     }
 
-    /// Sends `request` and waits for the response head, for as long as the request body moves and `response_timeout`
-    /// more. A request that an HTTP/2 server says it did nothing about is sent once more (RFC 9113 §8.7).
-    ///
-    /// # Errors
-    /// When there is no response head. Nothing else is sent a second time.
-    pub async fn send(
-        &self,
-        client: &HttpClient,
-        request: Request<Body>,
-        progress: Option<&Progress>,
-        response_timeout: Duration,
-    ) -> Result<Response<Incoming>, ProxyError> {
-        let copy = self.may_speak_http2().then(|| Copy::of(&request));
-        let first = self
-            .send_once(client, request, progress, response_timeout)
-            .await;
-        match first {
-            Err(ProxyError::Send(error)) if error.unprocessed => {
-                let Some(request) = copy.and_then(Copy::request) else {
-                    return Err(error.into());
-                };
-                debug!("a request that the upstream did not look at is sent again");
-                self.send_once(client, request, progress, response_timeout)
-                    .await
-            }
-            result => result,
-        }
+    /// What is counted of it.
+    pub fn metrics(&self) -> &UpstreamMetrics {
+        &self.metrics
     }
 
-    async fn send_once(
+    /// Sends `request` and waits for the response head, for as long as the request body moves and `response_timeout`
+    /// more.
+    ///
+    /// # Errors
+    /// When there is no response head.
+    pub async fn send(
         &self,
         client: &HttpClient,
         request: Request<Body>,
@@ -288,33 +270,6 @@ async fn response(
     }
 }
 
-/// A request that may have to be sent once more.
-struct Copy {
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Again,
-}
-
-impl Copy {
-    fn of(request: &Request<Body>) -> Self {
-        Self {
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            headers: request.headers().clone(),
-            body: request.body().again(),
-        }
-    }
-
-    fn request(self) -> Option<Request<Body>> {
-        let mut request = Request::new(self.body.body()?);
-        *request.method_mut() = self.method;
-        *request.uri_mut() = self.uri;
-        *request.headers_mut() = self.headers;
-        Some(request)
-    }
-}
-
 fn has_passed_here(via: &HeaderValue) -> bool {
     String::from_utf8_lossy(via.as_bytes())
         .split(',')
@@ -337,15 +292,13 @@ mod tests {
         let config = UpstreamConfig {
             name: "payments".into(),
             url: Uri::from_static(url),
-            connect_timeout: Duration::from_secs(3),
+            connect: ConnectConfig::new(Duration::from_secs(3), HttpVersions::Auto),
             response_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(60),
             pool: PoolConfig {
                 idle_timeout: Duration::from_secs(30),
                 max_idle: 64,
             },
-            http: HttpVersions::Auto,
-            ca_file: None,
             set_headers: vec![(
                 HeaderName::from_static("x-team"),
                 HeaderValue::from_static("shop"),

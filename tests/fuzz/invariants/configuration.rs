@@ -5,6 +5,7 @@ use std::iter;
 use std::path::Path;
 
 use bearerd::config::{Config, ConfigError, Flags, Inputs};
+use bearerd::oauth::token_endpoint::Location;
 use tempfile::TempDir;
 
 /// Stands for a secret that somebody wrote where none belongs.
@@ -79,11 +80,27 @@ fn check(config: &Config) {
     assert!(config.proxy.drain_delay < config.proxy.drain_timeout);
     assert!(!config.proxy.header_timeout.is_zero());
     assert!((8 * 1024..=1024 * 1024).contains(&config.proxy.max_header_bytes));
-    for url in [&config.upstream.url, &config.credential.endpoint.url] {
+    let mut urls: Vec<_> = config
+        .upstreams
+        .iter()
+        .map(|upstream| &upstream.url)
+        .collect();
+    for credential in &config.credentials {
+        let endpoint = &credential.endpoint;
+        if let Location::Url(url) = &endpoint.location {
+            urls.push(url);
+        }
+        urls.extend(&endpoint.revoke_url);
+    }
+    for url in urls {
         let scheme = url.scheme_str().unwrap_or_default();
         let authority = url.authority().map_or("", |authority| authority.as_str());
         assert!(matches!(scheme, "http" | "https"), "{url}");
         assert!(!authority.is_empty() && !authority.contains('@'), "{url}");
+    }
+    for route in &config.routes {
+        assert!(route.upstream < config.upstreams.len());
+        assert!(config.tokens[route.tokens].credential < config.credentials.len());
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use bearerd::proxy::route::{RouteConfig, Routes};
+use http::uri::Authority;
 use http::{Method, Uri};
 
 /// A target, as it stands in a request line.
@@ -19,21 +20,25 @@ pub fn path(target: &[u8]) {
             check(&routes, &method, &target);
         }
         // Nothing to get around: every text passes.
-        let only = Routes::new(vec![RouteConfig::everything()]);
-        let chosen = only.choose(&method, target.path()).expect("a route");
+        let only = Routes::new(vec![everything()]);
+        let chosen = only.choose(&method, target.path(), None).expect("a route");
         check_text(chosen, &target);
     }
 }
 
+fn everything() -> RouteConfig {
+    RouteConfig::everything(Authority::from_static("api.example"))
+}
+
 fn with_a_route_for_all() -> Vec<RouteConfig> {
-    [vec![RouteConfig::everything()], without()].concat()
+    [vec![everything()], without()].concat()
 }
 
 fn without() -> Vec<RouteConfig> {
     let route = |path: &str| RouteConfig {
         name: path.to_owned(),
         path: path.to_owned(),
-        ..RouteConfig::everything()
+        ..everything()
     };
     let charge = RouteConfig {
         name: "charge".to_owned(),
@@ -50,7 +55,7 @@ fn without() -> Vec<RouteConfig> {
 /// D-25: whatever is accepted leads to the same route, however a server behind us reads it.
 fn check(routes: &[RouteConfig], method: &Method, target: &Uri) {
     let choice = Routes::new(routes.to_vec());
-    let Ok(chosen) = choice.choose(method, target.path()) else {
+    let Ok(chosen) = choice.choose(method, target.path(), None) else {
         return;
     };
     for reading in readings(target.path().as_bytes()) {

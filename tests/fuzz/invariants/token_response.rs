@@ -168,5 +168,5 @@ impl<'de> Deserialize<'de> for Members {
 
 fn endpoint() -> &'static TokenEndpointConfig {
     static ENDPOINT: OnceLock<TokenEndpointConfig> = OnceLock::new();
-    ENDPOINT.get_or_init(|| minimal().credential.endpoint)
+    ENDPOINT.get_or_init(|| minimal().credentials.swap_remove(0).endpoint)
 }

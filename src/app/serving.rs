@@ -1,0 +1,90 @@
+//! What requests are served with at this moment: one gateway for all workers, and each worker's clients. A reload swaps
+//! both at once; a request that has begun ends with what it began with.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
+
+use super::plan::Plan;
+use crate::metrics::Metrics;
+use crate::net::client::HttpClient;
+use crate::net::drain::DrainWatch;
+use crate::oauth::TokenHandle;
+use crate::proxy::Gateway;
+
+/// What one worker serves with.
+pub(super) struct Service {
+    pub(super) gateway: Arc<Gateway>,
+    /// In the order of the gateway's upstreams.
+    pub(super) clients: Vec<HttpClient>,
+}
+
+/// What all of them do.
+pub(super) struct Serving {
+    services: Vec<ArcSwap<Service>>,
+    /// What probes and metrics ask about.
+    pub(super) tokens: Arc<ArcSwap<Vec<TokenHandle>>>,
+    shared: Shared,
+}
+
+/// What no reload changes.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) workers: usize,
+    /// Requests in flight, over all workers.
+    pub(super) in_flight: Arc<Semaphore>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) drain: DrainWatch,
+}
+
+impl Serving {
+    /// Serves by `plan`.
+    pub(super) fn new(plan: &Plan, shared: Shared) -> Self {
+        let services = services(plan, &shared);
+        Self {
+            services: services.map(ArcSwap::from_pointee).collect(),
+            tokens: Arc::new(ArcSwap::from_pointee(plan.handles())),
+            shared,
+        }
+    }
+
+    /// Serves by `plan` from now on.
+    pub(super) fn serve(&self, plan: &Plan) {
+        for (service, next) in self.services.iter().zip(services(plan, &self.shared)) {
+            service.store(Arc::new(next));
+        }
+        self.tokens.store(Arc::new(plan.handles()));
+    }
+
+    /// What the worker of this number serves its next request with.
+    pub(super) fn service(&self, worker: usize) -> Arc<Service> {
+        self.services[worker].load_full()
+    }
+}
+
+/// In the order of the workers.
+fn services(plan: &Plan, shared: &Shared) -> impl Iterator<Item = Service> {
+    let proxy = &plan.config.proxy;
+    let upstreams = plan.upstreams.iter();
+    let gateway = Arc::new(Gateway {
+        guard: plan.guard(),
+        routes: plan.routes(),
+        upstreams: upstreams.map(|planned| planned.upstream.clone()).collect(),
+        tokens: plan.route_tokens(),
+        in_flight: shared.in_flight.clone(),
+        max_body_bytes: proxy.max_body_bytes,
+        access_log: proxy.access_log,
+        metrics: shared.metrics.clone(),
+        drain: shared.drain.clone(),
+    });
+    (0..shared.workers).map(move |worker| {
+        let clients = plan.upstreams.iter();
+        Service {
+            gateway: gateway.clone(),
+            clients: clients
+                .map(|planned| planned.clients[worker].clone())
+                .collect(),
+        }
+    })
+}
