@@ -6,6 +6,8 @@ use std::future::Future;
 use std::io;
 use std::thread;
 
+#[cfg(target_os = "linux")]
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
@@ -59,6 +61,19 @@ pub fn raise_file_limit() {
         // Without it the caps are lower, and the log says so.
         let _ = setrlimit(Resource::Nofile, raised);
     }
+}
+
+/// Keeps the memory of this process to itself, for there are secrets in it: no core file when it crashes, and on Linux no
+/// other process of the same user looks into it. To be called first. Best effort: where the system does not know it, the
+/// process is as safe as any other.
+pub fn keep_memory_private() {
+    let no_core = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    let _ = setrlimit(Resource::Core, no_core);
+    #[cfg(target_os = "linux")]
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
 fn single_threaded() -> io::Result<Runtime> {

@@ -86,10 +86,10 @@ pub(super) async fn announce_first_token(mut tokens: TokenHandle) {
                 None => "renewed on demand".to_owned(),
             };
             info!(
-                "ready  first token {} obtained in {} ms ({}), expires in {}, {renewal}",
-                tokens.name(),
+                "ready  first token obtained in {} ms ({}) for {}, expires in {}, {renewal}",
                 took.as_millis(),
                 token.fingerprint(),
+                tokens.name(),
                 rounded(left)
             );
             return;

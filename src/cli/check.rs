@@ -51,6 +51,9 @@ async fn check_token(config: &Config, token: &TokenConfig) -> Exit {
                 grant.scope.as_deref().unwrap_or("as asked"),
                 grant.fingerprint
             );
+            if let Some(missing) = &grant.missing_scope {
+                say!("warn  token {name}: asked for and not granted: {missing}");
+            }
             Exit::Clean
         }
         Err(error) => {

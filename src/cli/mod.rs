@@ -165,6 +165,7 @@ enum Command {
 
 /// Runs the command that the arguments of this process name.
 pub fn main() -> ExitCode {
+    runtime::keep_memory_private();
     let arguments = Arguments::parse();
     let inputs = arguments.settings.inputs();
     let exit = match arguments.command.unwrap_or(Command::Run) {

@@ -47,7 +47,12 @@ pub(super) fn client_auth(
     place: &str,
     problems: &mut Problems,
 ) -> Option<ClientAuth> {
+    let told = problems.len();
     let method = choice(table.client_auth.take(), problems, &METHODS);
+    if problems.len() > told {
+        // Which settings belong to it nobody can say.
+        return None;
+    }
     let strays = strays(table, method, problems);
     let proof = proof(table, method, place, problems);
     match proof {
@@ -223,6 +228,7 @@ fn private_key(
         let problem = Problem::at(&key_id.origin, "key_id is empty");
         problems.push(problem.hint("leave it out if the authorization server gave you none"));
     }
+    let told = problems.len();
     let algorithm = choice(
         algorithm,
         problems,
@@ -234,6 +240,9 @@ fn private_key(
         ]
         .map(|algorithm| (algorithm.as_str(), Some(algorithm))),
     );
+    if problems.len() > told {
+        return None;
+    }
     let key = PrivateKey {
         file: SecretSource::File(file.value.into()),
         key_id: key_id.map(|key_id| key_id.value),

@@ -230,9 +230,16 @@ fn masked(line: &str) -> String {
         | "client_assertion_file"
         | "client_auth"
         | "token_url" => value.matches(['"', '\'']).count() > 2,
-        _ => ["secret", "password", "token", "key", "authorization"]
-            .iter()
-            .any(|word| line.to_ascii_lowercase().contains(word)),
+        _ => [
+            "secret",
+            "password",
+            "token",
+            "key",
+            "authorization",
+            "assertion",
+        ]
+        .iter()
+        .any(|word| line.to_ascii_lowercase().contains(word)),
     };
     // An inline table has names of the user's own; PEM stands in a file, and not here.
     if is_suspicious || line.contains(['@', '{']) || line.contains("-----BEGIN") {

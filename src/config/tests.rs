@@ -7,6 +7,9 @@ use crate::oauth::client_auth::{BasicEncoding, ClientAuth, SecretMethod};
 use crate::oauth::token_endpoint::ClientId;
 use crate::secret::SecretSource;
 
+#[path = "credential_tests.rs"]
+mod credential;
+
 const EXAMPLE: &str = include_str!("../../config.example.toml");
 
 fn file(text: &str) -> NamedTempFile {
@@ -383,6 +386,9 @@ fn no_message_shows_what_may_be_a_secret() {
         format!("[credential.payments]\nclient_secret = \"{canary}\n"),
         format!("[credential.payments]\nclient_secret_env = \"{canary}\"\n"),
         format!("[credential.payments]\npassword = \"{canary}\"\n"),
+        format!("[credential.payments]\nprivate_key = \"{canary}\"\n"),
+        format!("[credential.payments]\nclient_assertion = \"{canary}\"\n"),
+        format!("[credential.payments]\nkey_id = [\"{canary}\"]\n"),
         format!("[credential.payments]\nmax_waiting = \"{canary}\"\n[x]\n"),
         format!("[upstream.payments]\nurl = \"https://user:{canary}@api.example\"\n"),
         format!("[credential.payments]\ntoken_url = \"https://user:{canary}@auth.example\"\n"),

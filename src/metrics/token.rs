@@ -10,7 +10,8 @@ use prometheus::{
 use super::labels::{FetchOutcome, LookupResult, SecretReload, Trigger};
 use super::{histograms, register};
 
-/// Handles for one token.
+/// Handles for one token. Clones count in the same series.
+#[derive(Clone)]
 pub struct TokenMetrics {
     requests: [[IntCounter; FetchOutcome::ALL.len()]; Trigger::ALL.len()],
     duration: Histogram,

@@ -96,6 +96,10 @@ pub struct AccessToken {
     set_aside: AtomicBool,
     /// Whether the upstream ever refused it.
     refused: AtomicBool,
+    /// Whether the upstream ever accepted it.
+    accepted: AtomicBool,
+    /// Whether it came for one that the upstream refused.
+    is_replacement: bool,
     used: AtomicBool,
     /// Whether it is used for one request alone, because it was over when it came.
     single_use: bool,
@@ -136,11 +140,19 @@ impl AccessToken {
             renew_at: requested.monotonic + policy.renewal_after(lifetime, jitter),
             set_aside: AtomicBool::new(false),
             refused: AtomicBool::new(false),
+            accepted: AtomicBool::new(false),
+            is_replacement: false,
             used: AtomicBool::new(false),
             single_use: grant.lifetime.is_none(),
             previous: Mutex::default(),
             stands_back: AtomicBool::new(false),
         }
+    }
+
+    /// Comes for one that the upstream refused, if `is_replacement`.
+    pub(super) fn replacing(mut self, is_replacement: bool) -> Self {
+        self.is_replacement = is_replacement;
+        self
     }
 
     /// Comes after `previous`, which is kept for a while if it is good.
@@ -181,9 +193,20 @@ impl AccessToken {
         self.renew_at
     }
 
-    /// When it came.
-    pub(super) fn received_at(&self) -> Instant {
-        self.received_at
+    /// The upstream accepted it: when it refuses it later, it was revoked.
+    pub fn is_accepted(&self) {
+        if !self.accepted.load(Ordering::Relaxed) {
+            self.accepted.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it was refused at `now` for another reason than its age: the upstream has never accepted it, it came just
+    /// now, and there was one before it.
+    pub(super) fn is_refused_fresh(&self, now: Moment) -> bool {
+        let age = now.monotonic.saturating_duration_since(self.received_at);
+        let follows_another =
+            self.is_replacement || matches!(*self.previous(), Previous::Untried(_));
+        age < FRESH && !self.accepted.load(Ordering::Relaxed) && follows_another
     }
 
     /// Whether it is used for one request alone, because it was over when it came.
@@ -293,6 +316,9 @@ impl AccessToken {
         self.authorization == other.authorization
     }
 }
+
+/// A token refused before it is this old is not refused for its age.
+const FRESH: Duration = Duration::from_secs(10);
 
 /// How long a token that was over when it came may wait for the one request that tries it.
 const ONCE_LIFETIME: Duration = Duration::from_secs(5);

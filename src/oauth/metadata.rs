@@ -59,6 +59,13 @@ impl Issuer {
         })
     }
 
+    /// Whether an endpoint of it may be this `http` one. Only an issuer of this machine has endpoints on this machine: one
+    /// out in the world has no business there.
+    fn lets_http_pass(&self, url: &Url) -> bool {
+        let is_local = self.identifier.starts_with("http:") && is_confidential(url);
+        is_local || self.allow_insecure
+    }
+
     /// As configured.
     pub fn identifier(&self) -> &str {
         &self.identifier
@@ -261,7 +268,7 @@ impl Discovery {
                 let is_http = matches!(parsed.scheme(), "http" | "https");
                 if !is_http || has_user || parsed.fragment().is_some() {
                     "is no plain https URL"
-                } else if !is_confidential(&parsed) && !self.issuer.allow_insecure {
+                } else if parsed.scheme() != "https" && !self.issuer.lets_http_pass(&parsed) {
                     "is not https"
                 } else {
                     return Ok(uri);
@@ -345,3 +352,7 @@ impl MetadataError {
         })
     }
 }
+
+#[cfg(test)]
+#[path = "metadata_tests.rs"]
+mod tests;

@@ -1,5 +1,23 @@
 //! The one writer of a token: fetches it at start, renews it early, backs off after failures, and keeps the old one
 //! until its own end.
+//!
+//! # A fleet of them
+//!
+//! Nothing is asked of a fleet but that each sidecar looks after itself: renewals are spread by jitter, and so are retries.
+//! Ten thousand sidecars that are started at one moment, with tokens of an hour, in an hour and a quarter of paused time
+//! (`fleet_tests.rs`, seed 1):
+//!
+//! | what the authorization server does | peak, requests/s | total | all served after | without a token in between |
+//! |---|---|---|---|---|
+//! | it answers all | 10,000, at the start | 20,000 | 0 s | 0 |
+//! | it is away for the first half minute | 22,661, in the first second | 111,599 | 40 s | 0 |
+//! | it answers 500 a second, and 503 beyond | 20,829, in the first second | 61,667 | 25 s | 0 |
+//! | it is away for five minutes as all renew | 10,000, at the start | 107,686 | 0 s | 0 |
+//!
+//! A sidecar without a token tries again within a second of its first failure, because requests wait; that makes the peak.
+//! From the fifth failure on it is one attempt in 5 s on average, and in 30 s while a token is held. The same file sends one
+//! sidecar through two hours of bad days, for a thousand seeds: no token is used after its end, no request waits longer than
+//! it may or in vain, and no two token requests are closer than 100 ms.
 
 mod waiting;
 
@@ -127,7 +145,7 @@ impl Refresher {
                 () = abandoned.closed() => break,
             };
             let standing = match result {
-                Ok(grant) => self.hold(grant, started).await,
+                Ok(grant) => self.hold(grant, started, trigger).await,
                 Err(error) => self.fail(error).await,
             };
             self.publish(standing);
@@ -210,7 +228,7 @@ impl Refresher {
         }
     }
 
-    async fn hold(&mut self, grant: Grant, requested: Moment) -> Standing {
+    async fn hold(&mut self, grant: Grant, requested: Moment, trigger: Trigger) -> Standing {
         let took = requested.monotonic.elapsed();
         self.failures = Failures::default();
         self.compare_clocks(&grant, took);
@@ -238,6 +256,7 @@ impl Refresher {
             &self.policy.lifetime,
             fastrand::f64(),
         )
+        .replacing(trigger == Trigger::Upstream401)
         .succeeding(before, Moment::now());
         let now = Instant::now();
         let mut next = token.renew_at().max(now + DEMAND_INTERVAL);
@@ -376,3 +395,7 @@ fn unix_seconds(time: SystemTime) -> f64 {
 #[cfg(test)]
 #[path = "refresher_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "fleet_tests.rs"]
+mod fleet_tests;

@@ -1,9 +1,9 @@
 //! What is done about a token that the upstream does not accept: bounds for renewals, and a breaker for tokens that are
 //! refused as soon as they come.
 //!
-//! A token that is refused after a while was revoked, and a new one helps. One that is refused within seconds of its
-//! issue is refused for another reason: clocks, a replica that lags, a key that the upstream does not know. New ones would
-//! be refused too, and asking for them all the time would harm the authorization server.
+//! A token that is refused after it was accepted, or after a while, was revoked, and a new one helps. If the new one is
+//! refused within seconds too, it is for another reason: clocks, a replica that lags, a key that the upstream does not
+//! know. New ones would be refused as well, and asking for them all the time would harm the authorization server.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -13,8 +13,6 @@ use tokio::time::Instant;
 
 use crate::backoff::Backoff;
 
-/// A token refused before it is this old opens the breaker.
-const FRESH: Duration = Duration::from_secs(10);
 /// How long the breaker stays open, the first time and at most.
 const OPEN: Backoff = Backoff::new(Duration::from_secs(30), Duration::from_secs(300));
 /// After so long without a fresh token refused, the next time is a first time again.
@@ -45,13 +43,13 @@ struct State {
 }
 
 impl Rejections {
-    /// Judges the refusal of a token that was received at `received`.
-    pub(super) fn judge(&self, received: Instant, now: Instant) -> Judgement {
+    /// Judges the refusal of a token; `is_fresh` if it cannot be for its age.
+    pub(super) fn judge(&self, is_fresh: bool, now: Instant) -> Judgement {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.open_until.is_some_and(|until| now < until) {
             return Judgement::Open;
         }
-        if now.saturating_duration_since(received) < FRESH {
+        if is_fresh {
             return Judgement::Opened(state.open(now));
         }
         if state.renewals.allows(now) {
@@ -134,32 +132,23 @@ mod tests {
 
     /// C-58
     #[test]
-    fn tokens_refused_as_soon_as_they_come_open_the_breaker_for_30_s_doubling_to_5_min() {
+    fn fresh_tokens_that_are_refused_open_the_breaker_for_30_s_doubling_to_5_min() {
         let rejections = Rejections::default();
         let mut now = Instant::now();
         for open_for in [30, 60, 120, 240, 300, 300] {
             let until = now + secs(open_for);
-            assert_eq!(rejections.judge(now, now), Judgement::Opened(until));
-            assert_eq!(rejections.judge(now, until - secs(1)), Judgement::Open);
+            assert_eq!(rejections.judge(true, now), Judgement::Opened(until));
+            assert_eq!(rejections.judge(true, until - secs(1)), Judgement::Open);
+            assert_eq!(rejections.judge(false, until - secs(1)), Judgement::Open);
             assert!(rejections.is_open(until - secs(1)));
             assert!(!rejections.is_open(until));
             // Old enough to be renewed, and the new one is refused at once.
-            assert_eq!(rejections.judge(now, until), Judgement::Renew);
+            assert_eq!(rejections.judge(false, until), Judgement::Renew);
+            assert_eq!(rejections.judge(false, until), Judgement::Limited);
             now = until + secs(1);
         }
         let later = now + secs(300) + FORGOTTEN;
         let opened = Judgement::Opened(later + secs(30));
-        assert_eq!(rejections.judge(later, later), opened, "a first time again");
-    }
-
-    #[test]
-    fn a_token_of_ten_seconds_is_not_fresh() {
-        let rejections = Rejections::default();
-        let now = Instant::now();
-        assert_eq!(rejections.judge(now, now + FRESH), Judgement::Renew);
-        assert_eq!(
-            rejections.judge(now, now + FRESH + secs(1)),
-            Judgement::Limited
-        );
+        assert_eq!(rejections.judge(true, later), opened, "a first time again");
     }
 }

@@ -2,15 +2,18 @@
 //! asks it. Nothing here is a socket, so that tokio's paused time is exact.
 
 use std::fmt::Display;
+use std::io;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use http::HeaderValue;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::access_token::LifetimePolicy;
+use super::access_token::{AccessToken, Grant, LifetimePolicy, Moment};
 use super::client_auth::{BasicEncoding, ClientAuth, SecretMethod};
 use super::refresher::{RefreshPolicy, Refresher, Signals};
 use super::token_cache::{TokenCache, TokenHandle, TokenKey};
@@ -71,7 +74,7 @@ pub(super) fn client() -> (HttpClient, mpsc::UnboundedReceiver<DuplexStream>) {
     (client, connections)
 }
 
-/// One whole request: its head as it came, and its form.
+/// One whole request: its head as it came, and its form if it has one.
 pub(super) async fn read_request(stream: &mut DuplexStream) -> String {
     let mut stream = BufReader::new(stream);
     let mut request = String::new();
@@ -82,7 +85,7 @@ pub(super) async fn read_request(stream: &mut DuplexStream) -> String {
     let mut length = request
         .lines()
         .filter_map(|line| line.strip_prefix("content-length: "));
-    let mut form = vec![0; length.next().unwrap().parse().unwrap()];
+    let mut form = vec![0; length.next().map_or(0, |length| length.parse().unwrap())];
     stream.read_exact(&mut form).await.unwrap();
     request + str::from_utf8(&form).unwrap()
 }
@@ -210,13 +213,68 @@ impl AuthorizationServer {
     }
 }
 
+/// A token that could be revoked.
+pub(super) fn held_token() -> AccessToken {
+    let mut authorization = HeaderValue::from_static("Bearer c4n4ry+/=");
+    authorization.set_sensitive(true);
+    let grant = Grant {
+        authorization,
+        fingerprint: String::new(),
+        scope: None,
+        missing_scope: None,
+        lifetime: Some(secs(3600)),
+        server_date: None,
+    };
+    AccessToken::new(grant, 1, Moment::now(), &POLICY.lifetime, 0.0)
+}
+
+/// What is logged on this thread, for as long as it lives.
+pub(super) struct Log {
+    lines: Lines,
+    _guard: tracing::subscriber::DefaultGuard,
+}
+
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    pub(super) fn start() -> Self {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        Self {
+            lines,
+            _guard: tracing::subscriber::set_default(subscriber),
+        }
+    }
+
+    /// What has come since the last look.
+    pub(super) fn take(&self) -> String {
+        String::from_utf8(std::mem::take(&mut self.lines.0.lock().unwrap())).unwrap()
+    }
+}
+
+impl io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// A refresher at work.
 pub(super) struct Rig {
     pub server: AuthorizationServer,
     pub handle: TokenHandle,
     /// Holds the client secret.
     pub secret: tempfile::NamedTempFile,
-    metrics: std::sync::Arc<Metrics>,
+    metrics: Arc<Metrics>,
     files: watch::Sender<()>,
     ended: mpsc::Receiver<()>,
 }

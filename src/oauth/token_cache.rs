@@ -241,7 +241,7 @@ impl TokenHandle {
         match self
             .exchange
             .rejections
-            .judge(held.received_at(), now.monotonic)
+            .judge(held.is_refused_fresh(now), now.monotonic)
         {
             Judgement::Renew => {
                 held.set_aside();

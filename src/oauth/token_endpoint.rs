@@ -111,7 +111,17 @@ struct Shared {
     place: Place,
     /// The end of the assertion that was warned of last.
     warned_of: Mutex<Option<SystemTime>>,
+    #[cfg(test)]
+    script: Option<Script>,
 }
+
+/// What stands in for an authorization server where ten thousand are asked: no connection, no HTTP.
+#[cfg(test)]
+pub(super) type Script = Box<
+    dyn Fn() -> std::pin::Pin<Box<dyn Future<Output = Result<Grant, TokenError>> + Send>>
+        + Send
+        + Sync,
+>;
 
 enum Place {
     Known(Uri),
@@ -135,8 +145,24 @@ impl TokenEndpoint {
                 client,
                 place,
                 warned_of: Mutex::default(),
+                #[cfg(test)]
+                script: None,
             }),
         }
+    }
+
+    /// One that answers as it is told.
+    #[cfg(test)]
+    pub(super) fn scripted(
+        config: TokenEndpointConfig,
+        client: HttpClient,
+        script: Script,
+    ) -> Self {
+        let mut endpoint = Self::new(config, client);
+        if let Some(shared) = Arc::get_mut(&mut endpoint.shared) {
+            shared.script = Some(script);
+        }
+        endpoint
     }
 
     /// The same endpoint for another scope. Both share the client and what was discovered.
@@ -196,6 +222,10 @@ impl TokenEndpoint {
     }
 
     async fn ask_for_token(&self, credentials: &Credentials) -> Result<Grant, TokenError> {
+        #[cfg(test)]
+        if let Some(script) = &self.shared.script {
+            return script().await;
+        }
         let Shared { client, place, .. } = &*self.shared;
         let url = match place {
             Place::Known(url) => url.clone(),

@@ -6,7 +6,9 @@ use tokio::time::{Instant, sleep};
 use super::*;
 use crate::metrics::FetchOutcome;
 use crate::oauth::client_auth::SecretMethod;
-use crate::oauth::test_server::{Answer, AuthorizationServer, client, config, read_request, secs};
+use crate::oauth::test_server::{
+    Answer, AuthorizationServer, Log, client, config, held_token, read_request, secs,
+};
 
 const CANARY: &str = "c4n4ry";
 
@@ -232,4 +234,166 @@ async fn cookies_and_the_location_of_a_200_are_ignored() {
     })
     .await;
     assert_eq!(result.unwrap().authorization, "Bearer c4n4ry");
+}
+
+/// The assertion in a request.
+fn assertion(request: &str) -> &str {
+    let (_, assertion) = request.rsplit_once("&client_assertion=").unwrap();
+    assertion
+}
+
+/// C-14: a retry has an assertion of its own.
+#[tokio::test(start_paused = true)]
+async fn each_request_has_a_new_assertion() {
+    let (_file, secret) = secret_file();
+    let config = TokenEndpointConfig {
+        client_auth: ClientAuth::Secrets(SecretMethod::Jwt, vec![secret.clone()]),
+        ..config(secret)
+    };
+    let (client, connections) = client();
+    let server = AuthorizationServer::start(connections, |_| Answer::token("t", 3600));
+    let endpoint = TokenEndpoint::new(config, client);
+    let credentials = endpoint.credentials().unwrap();
+    endpoint.fetch(&credentials[0]).await.unwrap();
+    endpoint.fetch(&credentials[0]).await.unwrap();
+    let (first, second) = (server.request(1).await.text, server.request(2).await.text);
+    assert_ne!(assertion(&first), assertion(&second));
+    let claims = |request: &str| {
+        use base64::Engine;
+        let claims = assertion(request).split('.').nth(1).unwrap();
+        let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(claims);
+        serde_json::from_slice::<serde_json::Value>(&claims.unwrap()).unwrap()
+    };
+    let (first, second) = (claims(&first), claims(&second));
+    assert_ne!(first["jti"], second["jti"]);
+    assert_eq!(
+        first["aud"], "http://as.example/o/token/",
+        "C-14: no issuer is known"
+    );
+}
+
+/// Only its end is shown, and no request is held up by it.
+#[tokio::test(start_paused = true)]
+async fn an_assertion_that_ends_is_warned_of_once() {
+    let log = Log::start();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let source = SecretSource::File(file.path().into());
+    let config = TokenEndpointConfig {
+        client_auth: ClientAuth::AssertionFile(source.clone()),
+        ..config(source)
+    };
+    let (client, connections) = client();
+    let server = AuthorizationServer::start(connections, |_| Answer::token("t", 3600));
+    let endpoint = TokenEndpoint::new(config, client);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = now.unwrap().as_secs();
+    for (n, (exp, warned)) in [
+        (now + 600, false),
+        (now + 30, true),
+        (now + 30, false),
+        (now - 600, true),
+        (now + 3600, false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        use base64::Engine;
+        let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD
+            .encode(format!(r#"{{"sub":"c4n4ry","exp":{exp}}}"#));
+        let jwt = format!("e30.{claims}.c2ln");
+        std::fs::write(file.path(), format!("{jwt}\n")).unwrap();
+        let credentials = endpoint.credentials().unwrap();
+        endpoint.fetch(&credentials[0]).await.unwrap();
+        assert_eq!(assertion(&server.request(n + 1).await.text), jwt);
+        let line = log.take();
+        let expected = format!("assertion=file {}", file.path().display());
+        assert_eq!(line.contains(&expected), warned, "{exp} {line}");
+        assert!(!line.contains(&claims));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_assertion_file_with_something_else_is_told() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), CANARY).unwrap();
+    let source = SecretSource::File(file.path().into());
+    let config = TokenEndpointConfig {
+        client_auth: ClientAuth::AssertionFile(source.clone()),
+        ..config(source)
+    };
+    let (client, connections) = client();
+    drop(connections);
+    let error = fetch(config, client).await.unwrap_err();
+    assert!(error.to_string().ends_with(": is not a JWT"), "{error}");
+    assert_eq!(error.outcome(), FetchOutcome::SecretError);
+    assert!(!error.is_permanent() && error.hint().is_some());
+}
+
+/// Revokes a token at a server that gives this answer; and what it was asked.
+async fn revoke(
+    revoke_url: Option<&str>,
+    answer: impl Fn() -> Answer + Send + 'static,
+) -> (Result<(), TokenError>, Option<String>) {
+    let (_file, secret) = secret_file();
+    let config = TokenEndpointConfig {
+        revoke_url: revoke_url.map(|url| url.parse().unwrap()),
+        ..config(secret)
+    };
+    let (client, connections) = client();
+    let server = AuthorizationServer::start(connections, move |_| answer());
+    let endpoint = TokenEndpoint::new(config, client);
+    let credentials = endpoint.credentials().unwrap();
+    let revoked = endpoint
+        .revoke(&credentials[0], &held_token(), secs(2))
+        .await;
+    if let Err(error) = &revoked {
+        let shown = format!("{error} {error:?} {:?}", error.hint());
+        assert!(!shown.contains(CANARY) && !shown.contains("s3cret"));
+    }
+    let asked = match server.count() {
+        0 => None,
+        _ => Some(server.request(1).await.text),
+    };
+    (revoked, asked)
+}
+
+const REVOKE_URL: Option<&str> = Some("http://as.example/o/revoke/");
+
+/// RFC 7009 §2.1; C-04: authenticated as a token request is.
+#[tokio::test(start_paused = true)]
+async fn a_token_is_revoked() {
+    let empty = || Answer::new(200, "x: y", "");
+    let (revoked, asked) = revoke(REVOKE_URL, empty).await;
+    revoked.unwrap();
+    let asked = asked.unwrap();
+    assert!(asked.starts_with("POST /o/revoke/ HTTP/1.1\r\n"), "{asked}");
+    assert!(asked.contains("\r\nauthorization: Basic c2lkZWNhcjpzM2NyZXQ=\r\n"));
+    let form = "token=c4n4ry%2B%2F%3D&token_type_hint=access_token";
+    assert!(asked.ends_with(&format!("\r\n\r\n{form}")), "{asked}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_may_be_good_still_is_told() {
+    for (answer, told) in [
+        (Answer::status(503), "status 503"),
+        (
+            Answer::refusal(400, "unsupported_token_type"),
+            "unsupported_token_type (status 400)",
+        ),
+        (
+            Answer::token("t", 1).after(secs(3)),
+            "no answer from the authorization server within 2 s",
+        ),
+        (
+            Answer::new(307, "location: /x", ""),
+            "an unexpected redirect (status 307) to the same host",
+        ),
+    ] {
+        let answer = Mutex::new(Some(answer));
+        let (revoked, _) = revoke(REVOKE_URL, move || answer.lock().unwrap().take().unwrap()).await;
+        assert_eq!(revoked.unwrap_err().to_string(), told);
+    }
+    let (revoked, asked) = revoke(None, || Answer::status(200)).await;
+    assert_eq!(revoked.unwrap_err().hint(), Some("set revoke_url"));
+    assert_eq!(asked, None);
 }

@@ -378,3 +378,86 @@ proptest! {
         }
     }
 }
+
+/// C-38: scopes are a set (RFC 6749 §3.3).
+#[test]
+fn a_missing_scope_is_one_that_was_asked_for_and_not_granted() {
+    for (asked, granted, missing) in [
+        (Some("read write"), Some("read write"), None),
+        (Some("read write"), Some("write  read"), None),
+        (Some("read"), Some("read write admin"), None),
+        (Some("read write"), None, None),
+        (None, Some("read"), None),
+        (None, None, None),
+        (Some("read write"), Some("read"), Some("write")),
+        (
+            Some("a read write"),
+            Some("READ write,"),
+            Some("a read write"),
+        ),
+        (Some("read write"), Some(""), Some("read write")),
+        (Some("read"), Some("reader"), Some("read")),
+    ] {
+        let found = missing_scope(asked, granted);
+        assert_eq!(found.as_deref(), missing, "{asked:?} {granted:?}");
+    }
+}
+
+/// C-38
+#[test]
+fn a_scope_downgrade_is_told_refused_or_ignored() {
+    let answer = r#"{"access_token":"c4n4ry","token_type":"bearer","scope":"read"}"#;
+    let grant = |on_scope_downgrade| {
+        let config = TokenEndpointConfig {
+            scope: Some("read write admin".into()),
+            on_scope_downgrade,
+            ..config(SecretSource::Env("UNSET".into()))
+        };
+        super::grant(&config, &HeaderMap::new(), answer.as_bytes())
+    };
+    let warned = grant(ScopeDowngrade::Warn).unwrap();
+    assert_eq!(warned.missing_scope.as_deref(), Some("write admin"));
+    let ignored = grant(ScopeDowngrade::Ignore).unwrap();
+    assert_eq!(ignored.missing_scope, None);
+    let error = grant(ScopeDowngrade::Fail).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the token lacks what was asked for: scope write admin"
+    );
+    assert_eq!(error.outcome(), FetchOutcome::InvalidScope);
+    assert!(error.is_permanent() && !error.refuses_credentials());
+    assert!(error.hint().unwrap().contains("on_scope_downgrade"));
+    assert!(!show(&error).contains(CANARY));
+}
+
+/// C-61: the clock of the server, where it says it.
+#[test]
+fn the_date_of_an_answer_is_read() {
+    let grant = |date: &str| {
+        let config = config(SecretSource::Env("UNSET".into()));
+        super::grant(&config, &headers(&[("date", date)]), good().as_bytes()).unwrap()
+    };
+    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+    assert_eq!(grant("Sun, 06 Nov 1994 08:49:37 GMT").server_date, Some(at));
+    assert_eq!(grant("c4n4ry").server_date, None);
+    assert_eq!(read(good()).unwrap().server_date, None);
+}
+
+/// C-43: which refusals let another secret of a list be tried.
+#[test]
+fn a_refusal_is_of_the_credentials_or_of_something_else() {
+    for (status, answer, expected) in [
+        (401, r#"{"error":"invalid_client"}"#, true),
+        (400, r#"{"error":"invalid_client"}"#, true),
+        (401, r#"{"error":"unauthorized_client"}"#, true),
+        (401, "", true),
+        (403, "", false),
+        (400, r#"{"error":"unauthorized_client"}"#, false),
+        (400, r#"{"error":"invalid_scope"}"#, false),
+        (503, "", false),
+    ] {
+        let status = StatusCode::from_u16(status).unwrap();
+        let error = refusal(status, &HeaderMap::new(), answer.as_bytes());
+        assert_eq!(error.refuses_credentials(), expected, "{status} {answer}");
+    }
+}

@@ -35,6 +35,9 @@ impl Tokens {
         metrics: &Metrics,
     ) -> Result<Response<Incoming>, ProxyError> {
         let refuses = self.invalidate_on_status.contains(&answer.status());
+        if answer.status().is_success() {
+            token.is_accepted();
+        }
         if !refuses || !hop::response_framing_is_sound(answer.headers()) {
             return Ok(answer);
         }

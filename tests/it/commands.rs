@@ -77,7 +77,7 @@ fn a_start_says_in_six_lines_what_it_does() {
         assert!(line.contains(&format!(" INFO {start}")), "{start}\n{log}");
     }
     assert!(
-        log.contains("), expires in ") && log.contains(", next renewal in 4"),
+        log.contains(" for payments, expires in ") && log.contains(", next renewal in 4"),
         "{log}"
     );
 }
@@ -364,14 +364,14 @@ fn version_and_help_are_0() {
     );
 }
 
-/// A terminal that goes away is no reason to drop requests.
+/// E-35: a terminal that goes away is no reason to drop requests.
 #[test]
 fn sighup_does_not_end_it() {
     let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
     let sidecar = Setup::between(&upstream, &auth).start_process();
     sidecar.process.signal("HUP");
     wait_until("a line about it", || {
-        sidecar.process.stderr().contains("SIGHUP")
+        sidecar.process.stderr().contains("configuration reloaded")
     });
     assert_eq!(sidecar.get("/").ok(), "ok");
 }

@@ -64,8 +64,20 @@ mod exhaustion;
 // What all of it costs in memory.
 mod memory;
 
+// How the sidecar proves who it is, and finds out where.
+mod client_authentication;
+
 // How tokens are asked for, kept, renewed and replaced.
 mod tokens;
+
+// What follows when the upstream does not accept one.
+mod rejections;
+
+// What changes while it runs: configuration, secrets, certificates.
+mod reload;
+
+// Several upstreams, credentials and scopes.
+mod several;
 
 // What happens when the authorization server gives none.
 mod token_failures;

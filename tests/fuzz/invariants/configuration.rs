@@ -138,11 +138,19 @@ fn is_told(text: &str) -> bool {
             return false;
         };
         let before = before.to_ascii_lowercase();
-        let names_a_secret = ["client_secret", "password", "authorization", "api-key"]
+        let names = [
+            "client_secret",
+            "client_assertion",
+            "password",
+            "authorization",
+            "api-key",
+        ];
+        let names_a_secret = names
             .iter()
             .any(|name| before.contains(name))
             && before.contains('=')
             && !before.contains("client_secret_file")
+            && !before.contains("client_assertion_file")
             // A choice among words, and a wrong one is told.
             && !before.trim_start().starts_with("client_auth");
         let is_user_information = before.contains("://") && after.contains('@');

@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use rustls::ServerConfig;
 
 use super::server::{Exchange, Request, Script, Server};
 use super::{PATIENCE, wait_until};
@@ -35,6 +36,8 @@ type Shared = Arc<(Mutex<Conduct>, Condvar)>;
 pub struct AuthorizationServer {
     server: Server,
     conduct: Shared,
+    /// Without its port.
+    origin: &'static str,
 }
 
 impl AuthorizationServer {
@@ -60,19 +63,39 @@ impl AuthorizationServer {
         Self::with(Conduct::Script(Arc::new(script)))
     }
 
+    /// The same over TLS, as `localhost`.
+    pub fn scripted_over(
+        tls: Arc<ServerConfig>,
+        script: impl Fn(&mut Exchange<'_>) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        Self::start(Some(tls), Conduct::Script(Arc::new(script)))
+    }
+
     /// One that answers with these bytes.
     pub fn answering(answer: impl AsRef<[u8]>) -> Self {
         Self::with(Conduct::Answer(answer.as_ref().to_vec()))
     }
 
     fn with(conduct: Conduct) -> Self {
+        Self::start(None, conduct)
+    }
+
+    fn start(tls: Option<Arc<ServerConfig>>, conduct: Conduct) -> Self {
+        let origin = match &tls {
+            Some(_) => "https://localhost",
+            None => "http://127.0.0.1",
+        };
         let conduct: Shared = Arc::new((Mutex::new(conduct), Condvar::new()));
         let shared = conduct.clone();
-        let server = Server::start(None, move |exchange| {
+        let server = Server::start(tls, move |exchange| {
             exchange.body();
             answer(&shared, exchange)
         });
-        Self { server, conduct }
+        Self {
+            server,
+            conduct,
+            origin,
+        }
     }
 
     fn conduct(&self, conduct: Conduct) {
@@ -121,7 +144,7 @@ impl AuthorizationServer {
 
     /// The token endpoint.
     pub fn url(&self) -> String {
-        format!("http://{}/o/token/", self.address)
+        format!("{}:{}/o/token/", self.origin, self.address.port())
     }
 
     /// The one token request there has been.

@@ -4,11 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose,
-    date_time_ymd,
+    BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose,
+    IsCa, KeyPair, KeyUsagePurpose, date_time_ymd,
 };
-use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::PrivateKeyDer;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{RootCertStore, ServerConfig};
 use tempfile::TempDir;
 
 /// The authority. Its certificate is a file for as long as this lives.
@@ -50,13 +53,39 @@ impl Authority {
     }
 
     fn vouch_for(&self, params: CertificateParams, protocols: &[&str]) -> Arc<ServerConfig> {
+        let verifier = WebPkiClientVerifier::no_client_auth();
+        self.vouch_for_one_that_asks(verifier, params, protocols)
+    }
+
+    /// The TLS of a server called `name` that serves only clients whom this authority vouches for.
+    pub fn server_of_clients(&self, name: &str) -> Arc<ServerConfig> {
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).unwrap();
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider());
+        self.vouch_for_one_that_asks(verifier.build().unwrap(), params, &["http/1.1"])
+    }
+
+    /// A new client certificate for `name`, and its key.
+    pub fn client(&self, name: &str) -> (Certificate, KeyPair) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        (params.signed_by(&key, &self.issuer).unwrap(), key)
+    }
+
+    fn vouch_for_one_that_asks(
+        &self,
+        verifier: Arc<dyn ClientCertVerifier>,
+        params: CertificateParams,
+        protocols: &[&str],
+    ) -> Arc<ServerConfig> {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ServerConfig::builder_with_provider(provider)
+        let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .unwrap()
-            .with_no_client_auth()
+            .with_client_cert_verifier(verifier)
             .with_single_cert(
                 vec![certificate.der().clone()],
                 PrivateKeyDer::Pkcs8(key.serialize_der().into()),
@@ -68,4 +97,8 @@ impl Authority {
             .collect();
         Arc::new(config)
     }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }

@@ -88,6 +88,12 @@ impl Setup {
         self
     }
 
+    /// The credential's table is these lines, and a `client_id` if they have none.
+    pub fn credential_instead(mut self, lines: &str) -> Self {
+        self.credential = format!("{lines}\n");
+        self
+    }
+
     /// Adds tables.
     pub fn tables(mut self, lines: &str) -> Self {
         let _ = writeln!(self.others, "{lines}");
@@ -108,6 +114,13 @@ impl Setup {
     /// Where the client secret is.
     pub fn secret_file(&self) -> PathBuf {
         self.folder.path().join("client_secret")
+    }
+
+    /// Has the client secret there, instead of where [`secret_file`](Self::secret_file) says.
+    pub fn secret_at(mut self, path: &Path) -> Self {
+        let own = self.secret_file().display().to_string();
+        self.credential = self.credential.replace(&own, &path.display().to_string());
+        self
     }
 
     /// A path in its folder where nothing is.
@@ -189,7 +202,7 @@ impl Setup {
         Running {
             ports: process.ports(),
             process,
-            _setup: self,
+            setup: self,
         }
     }
 }
@@ -329,8 +342,14 @@ impl Deref for Sidecar {
 pub struct Running {
     ports: Ports,
     pub process: Process,
-    /// Its files.
-    _setup: Setup,
+    setup: Setup,
+}
+
+impl Running {
+    /// Its configuration.
+    pub fn config_file(&self) -> PathBuf {
+        self.setup.path("bearerd.toml")
+    }
 }
 
 impl Deref for Running {
