@@ -221,6 +221,9 @@ def tls_client_auth(w):
     client = w.provider.client(how, tls_client_auth_subject_dn="CN=shop,O=Interop")
     with bearerd(w, client, how, *pair(w, "shop")) as (b, api):
         request = expect_passes(w, b, api, client, how)
+        for command in (["check", "--online"], ["token"]):
+            code, output = b.command(*command)
+            expect(code == 0, f"`bearerd {' '.join(command)}` exits with {code}: {output[:200]!r}")
     expect(request["certificate"] == fingerprint(certificate), "another certificate arrived")
     expect(request["mtls"], "not the token endpoint of mtls_endpoint_aliases")
 

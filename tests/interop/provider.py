@@ -40,7 +40,7 @@ class Provider(Server):
                 PROVIDER_MTLS_FD=str(mtls.fileno()),
             )
             self.process = subprocess.Popen(
-                [os.environ.get("NODE", "node"), os.environ["INTEROP_PROVIDER"]],
+                ["node", os.environ["INTEROP_PROVIDER"]],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

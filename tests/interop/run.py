@@ -542,6 +542,47 @@ def drain(w):
         expect(code == 0, f"exit code {code}")
 
 
+@case("SIGTERM with revoke_on_shutdown: the database holds no token of ours any more")
+def revoked_at_the_end(w):
+    app = w.app()
+    routes = "".join(
+        f"""
+[[route]]
+path = "{path}"
+scope = "{scope}"
+"""
+        for path, scope in (("/payments", "read"), ("/admin", "read admin"))
+    )
+    text = f"""
+[proxy]
+drain_delay = "0s"
+
+[upstream.payments]
+url = "{w.api.url}"
+
+[credential.payments]
+token_url = "{w.auth.token_url}"
+client_id = "{app.client_id}"
+client_secret_file = "{app.secret_file}"
+scope = "read admin"
+revoke_url = "{w.auth.url}/o/revoke_token/"
+revoke_on_shutdown = true
+{routes}
+"""
+    with w.bearerd_file(text) as b:
+        b.wait_ready()
+        for path in ("/payments/", "/admin/report"):
+            expect_status(b.get(path), 200, path)
+        issued = w.tokens(app)
+        expect(len(issued) == 2, f"{len(issued)} tokens before the end")
+        for token in issued:
+            w.hidden[token.token] = "a revoked token"
+        b.stop()
+    expect(b.exit_code == 0, f"exit code {b.exit_code}")
+    left = w.tokens(app)
+    expect(not left, f"{len(left)} tokens are left")
+
+
 @case("SIGTERM: every bearerd above ended with exit code 0")
 def exit_codes(w):
     bad = {run.log.stem: run.exit_code for run in w.runs if run.process and run.exit_code != 0}

@@ -15,7 +15,7 @@ python_ready() {
 }
 
 node_ready() {
-    node -e 'process.exit(process.versions.node.split(".")[0] < 18)' 2>/dev/null
+    node -e 'process.exit(process.versions.node.split(".")[0] < 18 ? 1 : 0)' 2>/dev/null
 }
 
 missing=()

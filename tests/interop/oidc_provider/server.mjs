@@ -75,7 +75,8 @@ provider.use(async (ctx, next) => {
     error: ctx.body?.error,
     access_token: ctx.body?.access_token,
   };
-  appendFileSync(join(state, 'provider-requests.jsonl'), `${JSON.stringify(line, (_name, value) => value ?? null)}\n`, { mode: 0o600 });
+  const text = JSON.stringify(line, (_name, value) => value ?? null);
+  appendFileSync(join(state, 'provider-requests.jsonl'), `${text}\n`, { mode: 0o600 });
 });
 
 const tls = { key: read('server.key'), cert: read('server.pem'), ca: read('ca.pem') };
