@@ -216,6 +216,10 @@ fn each_row_is_covered_or_left_out_for_a_reason() {
                 wrong.push(format!("{id} is left out, and covered by {files}"));
                 continue;
             }
+            (Some(files), Status::Open) => {
+                wrong.push(format!("{id} is open, and covered by {files}"));
+                continue;
+            }
             (None, Status::Due) => {
                 wrong.push(format!("{id} is neither covered nor left out"));
                 continue;

@@ -198,24 +198,12 @@ impl App {
         let (trigger, watch) = drain::channel();
         let (files, file_changes) = watch::channel(());
         let (refresher_ended, mut ended_refreshers) = mpsc::channel(1);
-        let planner = Planner {
-            refreshers: Refreshers::new(
-                self.metrics.clone(),
-                Signals {
-                    files: file_changes,
-                    ended: refresher_ended,
-                },
-            ),
-            metrics: self.metrics.clone(),
-            workers: self.config.workers,
-        };
+        let planner = self.planner(Signals {
+            files: file_changes,
+            ended: refresher_ended,
+        });
         let plan = planner.plan(self.config.clone(), None)?;
-        let shared = Shared {
-            workers: self.config.workers,
-            in_flight: Arc::new(Semaphore::new(self.limits.in_flight)),
-            metrics: self.metrics.clone(),
-            drain: watch.clone(),
-        };
+        let shared = self.shared(&watch);
         let in_flight = shared.in_flight.clone();
         let in_flight = || self.limits.in_flight - in_flight.available_permits();
         let serving = Arc::new(Serving::new(&plan, shared));
@@ -278,6 +266,23 @@ impl App {
             info!("stopped, nothing was lost");
         }
         Ok(Outcome { cut })
+    }
+
+    fn planner(&self, signals: Signals) -> Planner {
+        Planner {
+            refreshers: Refreshers::new(self.metrics.clone(), signals),
+            metrics: self.metrics.clone(),
+            workers: self.config.workers,
+        }
+    }
+
+    fn shared(&self, drain: &DrainWatch) -> Shared {
+        Shared {
+            workers: self.config.workers,
+            in_flight: Arc::new(Semaphore::new(self.limits.in_flight)),
+            metrics: self.metrics.clone(),
+            drain: drain.clone(),
+        }
     }
 
     /// Serves the admin port until what it returns is dropped.

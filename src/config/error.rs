@@ -229,7 +229,7 @@ fn masked(line: &str) -> String {
         | "private_key_file"
         | "client_assertion_file"
         | "client_auth"
-        | "token_url" => value.matches(['"', '\'']).count() > 2,
+        | "token_url" => value.matches(['"', '\'']).count() > 2 || value.contains('='),
         _ => [
             "secret",
             "password",

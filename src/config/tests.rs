@@ -397,6 +397,9 @@ fn no_message_shows_what_may_be_a_secret() {
         format!("[credential.payments]\n[https://user:{canary}@auth.example\n"),
         format!("[credential.payments]\nclient_secret: \"{canary}\" scope = \"x\"\n"),
         format!("[credential.payments]\nclient_secret_file = \"x\" client_secret = \"{canary}\"\n"),
+        format!(
+            "[credential.payments]\ntoken_url = https://auth.example client_secret = {canary}\"\n"
+        ),
         format!("[upstream.payments.set_headers]\nX = \"x\" Authorization = \"{canary}\"\n"),
         format!("[upstream.payments]\nset_headers = [{{ Authorization = \"{canary}\" }}]\n"),
         format!("[upstream.payments]\nset_headers = Authorization = \"{canary}\"\n"),

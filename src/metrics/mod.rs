@@ -5,6 +5,7 @@
 //! are enumerated starts at 0, so that `increase()` sees the first event.
 
 mod bounded;
+mod families;
 mod labels;
 mod reload;
 mod token;
@@ -20,6 +21,9 @@ use prometheus::{
 use tokio::time::Instant;
 
 use bounded::RequestDurations;
+use families::{
+    build_info, connect_durations, overhead, parse_errors, rejected, retries, unauthorized,
+};
 pub use labels::{
     Code, ConnectOutcome, FetchOutcome, LookupResult, ReloadOutcome, ReloadTrigger, RetryReason,
     SecretReload, SendFault, Trigger, UnauthorizedAction,
@@ -94,12 +98,7 @@ impl Metrics {
                 "bearerd_tunnels_open",
                 "Open connections from applications that were upgraded to another protocol.",
             ),
-            upstream_unauthorized: counters::<UnauthorizedAction, _>(
-                r,
-                "bearerd_upstream_401_total",
-                "401 answers of the upstream, by what was done about the token.",
-                "action",
-            ),
+            upstream_unauthorized: unauthorized(r),
             client_duration: histograms(
                 r,
                 "http_client_request_duration_seconds",
@@ -111,12 +110,7 @@ impl Metrics {
                     "error_type",
                 ],
             ),
-            upstream_retries: counters::<RetryReason, _>(
-                r,
-                "bearerd_upstream_retries_total",
-                "Requests sent to the upstream once more.",
-                "reason",
-            ),
+            upstream_retries: retries(r),
             upstream_connections: gauge(
                 r,
                 "bearerd_upstream_connections_open",
@@ -341,54 +335,4 @@ fn counters<L: labels::Label<N>, const N: usize>(
 fn histograms(r: &Registry, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
     let options = HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec());
     register(r, HistogramVec::new(options, labels))
-}
-
-fn rejected(r: &Registry) -> [IntCounter; Code::ALL.len()] {
-    counters::<Code, _>(
-        r,
-        "bearerd_rejected_requests_total",
-        "Requests answered by the sidecar itself, with an error of its own.",
-        "reason",
-    )
-}
-
-fn parse_errors(r: &Registry) -> IntCounter {
-    counter(
-        r,
-        "bearerd_downstream_parse_errors_total",
-        "Connections ended because what the application sent could not be parsed as HTTP.",
-    )
-}
-
-fn overhead(r: &Registry) -> Histogram {
-    let options = HistogramOpts::new(
-        "bearerd_request_overhead_seconds",
-        "Time a request spent inside the sidecar until the response head, upstream time excluded.",
-    );
-    register(
-        r,
-        Histogram::with_opts(options.buckets(OVERHEAD_BUCKETS.to_vec())),
-    )
-}
-
-fn connect_durations(r: &Registry) -> [Histogram; ConnectOutcome::ALL.len()] {
-    let family = histograms(
-        r,
-        "bearerd_upstream_connect_duration_seconds",
-        "Duration of DNS, TCP and TLS set-up of upstream connections.",
-        &["outcome"],
-    );
-    ConnectOutcome::ALL.map(|outcome| family.with_label_values(&[outcome.as_str()]))
-}
-
-fn build_info(r: &Registry) {
-    let info = register(
-        r,
-        prometheus::IntGaugeVec::new(
-            Opts::new("bearerd_build_info", "Build information."),
-            &["version", "crypto"],
-        ),
-    );
-    info.with_label_values(&[env!("CARGO_PKG_VERSION"), "aws-lc-rs"])
-        .set(1);
 }

@@ -17,6 +17,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import client_auth
+import differential
 import protocols
 import rotation
 from harness import Django, Failure, Load, expect, fetch, free_port, receive, send, wait_until
@@ -489,6 +490,13 @@ case("gRPC over HTTP/2 in clear text: messages, metadata, status and cancellatio
 case("gRPC, upstream over TLS")(protocols.grpc_over_tls)
 case("gRPC: bearerd's own refusals become the right status")(protocols.grpc_refusals)
 case("WebSocket: messages and closes pass, refused handshakes are ordinary answers")(protocols.websocket)
+
+
+# --- what servers read --------------------------------------------------------------------------------------
+
+
+# D-39
+case("five servers read what bearerd sends as the same requests")(differential.differential)
 
 
 # --- commands and the end -----------------------------------------------------------------------------------

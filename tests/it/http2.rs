@@ -336,6 +336,9 @@ fn targets_that_are_no_paths_are_refused() {
     let tunnel = client.exchange(&connect);
     tunnel.assert_problem(405, "method_not_allowed");
     assert_eq!(upstream.requests().len(), 0);
+    // The type for targets cuts a fragment off before anybody sees it, as in HTTP/1.1.
+    assert_eq!(client.get("/x#/../y").ok(), "ok");
+    assert_eq!(upstream.request().head.line, "GET /x HTTP/1.1");
 }
 
 /// our own Via, in whatever protocol it came.

@@ -1,8 +1,14 @@
 //! Targets that lead around a route, or almost.
 
+use std::time::Duration;
+
+use bearerd::proxy::route::{RouteConfig, Routes};
+use http::Method;
+use http::uri::Authority;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
+use tokio::time::Instant;
 
 use super::{almost, cases, invariants, word};
 
@@ -70,5 +76,41 @@ proptest! {
     #[test]
     fn an_accepted_path_has_one_meaning(target in almost(target())) {
         invariants::path(&target.0);
+    }
+}
+
+/// The shortest of many times: what else the machine does can only add to it.
+fn time_to_choose(routes: &Routes, path: &str) -> Duration {
+    let times = (0..30).map(|_| {
+        let begun = Instant::now();
+        let _ = std::hint::black_box(routes.choose(&Method::GET, path, None));
+        begun.elapsed()
+    });
+    times.min().expect("some")
+}
+
+/// D-66: a path of sixteen times the length takes sixteen times as long, and not the square of that.
+#[test]
+fn long_paths_are_read_in_linear_time() {
+    let length = 1024;
+    let route = |path: String| RouteConfig {
+        name: path.clone(),
+        path,
+        ..RouteConfig::everything(Authority::from_static("api.example"))
+    };
+    let routes = Routes::new(vec![
+        RouteConfig::everything(Authority::from_static("api.example")),
+        route("/a".to_owned()),
+        route("/a".repeat(length)),
+        route("/a".repeat(length) + "a"),
+    ]);
+    for piece in [
+        "/a", "/", "/%61", "%61", "%25", "%2525", "%", "/.", "/..", ";", "a",
+    ] {
+        let path = |length: usize| format!("/{}", piece.repeat(length / piece.len()));
+        let short = time_to_choose(&routes, &path(length));
+        let long = time_to_choose(&routes, &path(16 * length));
+        println!("{piece:6} {short:?} {long:?}");
+        assert!(long < 64 * short, "{piece}: {short:?} and {long:?}");
     }
 }

@@ -138,6 +138,10 @@ fn is_told(text: &str) -> bool {
             return false;
         };
         let before = before.to_ascii_lowercase();
+        let is_value_of = |name: &&str| {
+            let after_name = before.split_once(name).map(|(_, rest)| rest);
+            after_name.is_some_and(|rest| rest.contains('='))
+        };
         let names = [
             "client_secret",
             "client_assertion",
@@ -147,8 +151,7 @@ fn is_told(text: &str) -> bool {
         ];
         let names_a_secret = names
             .iter()
-            .any(|name| before.contains(name))
-            && before.contains('=')
+            .any(is_value_of)
             && !before.contains("client_secret_file")
             && !before.contains("client_assertion_file")
             // A choice among words, and a wrong one is told.

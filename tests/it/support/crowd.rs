@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 
@@ -42,6 +43,8 @@ impl Crowd {
         self.0.extend((0..number).map(|_| {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
             socket.bind(&SocketAddr::from(ORIGIN).into()).unwrap();
+            // Its port is free again as soon as it leaves, for the next crowd.
+            socket.set_linger(Some(Duration::ZERO)).unwrap();
             socket.connect(&sidecar.proxy.into()).unwrap();
             let stream = TcpStream::from(socket);
             stream.set_nonblocking(true).unwrap();
