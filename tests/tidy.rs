@@ -51,7 +51,7 @@ const ONLY_HERE: [(&str, &[&str], &str); 10] = [
     ),
     (
         "tokio_rustls::",
-        &["src/net/tls.rs", "src/net/connect.rs"],
+        &["src/net/tls.rs", "src/net/channel.rs"],
         "TLS is set up in one place",
     ),
     (

@@ -1,5 +1,6 @@
 //! The HTTP client: pooled connections of one thread to one kind of server, and why a request got no response.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::client::legacy;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::AlertDescription;
 
 use super::body::{Body, BodyError, Chain};
 use super::connect::{ConnectError, Connector};
@@ -158,6 +160,9 @@ impl From<legacy::Error> for SendError {
                 body_too_large = matches!(error, BodyError::TooLarge(_));
                 break;
             }
+            if is_certificate_refused(error) {
+                fault = SendFault::Tls;
+            }
             if let Some(error) = error.downcast_ref::<h2::Error>() {
                 unprocessed = is_unprocessed(error);
             }
@@ -175,6 +180,28 @@ impl From<legacy::Error> for SendError {
             source,
         }
     }
+}
+
+/// With TLS 1.3 a server looks at our certificate when the session exists for us already (RFC 8446 §4.4.2). It has not
+/// looked at any request then.
+fn is_certificate_refused(error: &(dyn std::error::Error + 'static)) -> bool {
+    let error = error.downcast_ref::<io::Error>();
+    let error = error.and_then(|error| error.get_ref()?.downcast_ref::<rustls::Error>());
+    let Some(rustls::Error::AlertReceived(alert)) = error else {
+        return false;
+    };
+    matches!(
+        alert,
+        AlertDescription::CertificateRequired
+            | AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+            | AlertDescription::DecryptError
+    )
 }
 
 /// A refused stream, or one above the last that the server says it has seen: h2 ends no other stream with a GOAWAY of

@@ -10,18 +10,17 @@ use std::time::Duration;
 
 use http::Uri;
 use http::uri::Scheme;
-use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
+use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
-use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
+use super::channel::{Channel, Stream};
 use super::outbound_proxy::{self, OutboundProxy, ProxyFault};
 use super::resolve::{ResolveError, Resolver};
 use super::tls::{ClientTls, HttpVersions, TlsConfig, TlsError};
-use crate::metrics::{ConnectOutcome, GaugeGuard, Metrics};
+use crate::metrics::{ConnectOutcome, Metrics};
 
 /// How a server is connected to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,17 +80,23 @@ impl Connector {
     /// # Errors
     /// When a file cannot be used.
     pub fn new(config: &ConnectConfig, metrics: Option<Arc<Metrics>>) -> Result<Self, TlsError> {
+        let resolver = Resolver::new(config.dns_refresh, patience(config));
+        Self::resolving(config, resolver, metrics)
+    }
+
+    fn resolving(
+        config: &ConnectConfig,
+        resolver: Resolver,
+        metrics: Option<Arc<Metrics>>,
+    ) -> Result<Self, TlsError> {
         let tls = ClientTls::load(&config.tls)?;
-        // What waits for an answer that may not come gets a part of the time, so that the rest can still do it.
-        let part = config.timeout / 4;
-        let resolver = Resolver::new(config.dns_refresh, part);
         let mut tcp = HttpConnector::new_with_resolver(resolver.clone());
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_keepalive(Some(Duration::from_secs(60)));
         // Divided by hyper-util over the addresses of one family, so that one dead address leaves time for the next.
         tcp.set_connect_timeout(Some(config.timeout));
-        tcp.set_happy_eyeballs_timeout(Some(HAPPY_EYEBALLS.min(part)));
+        tcp.set_happy_eyeballs_timeout(Some(HAPPY_EYEBALLS.min(patience(config))));
         Ok(Self {
             tcp,
             resolver,
@@ -148,7 +153,10 @@ impl Connector {
             };
             metrics.upstream_connect(outcome, started.elapsed());
         }
-        if matches!(result, Err(ConnectError::Tcp(_) | ConnectError::Timeout)) {
+        if result
+            .as_ref()
+            .is_err_and(ConnectError::may_be_of_old_addresses)
+        {
             self.resolver
                 .doubt(self.next_hop(&uri).host().unwrap_or_default());
         }
@@ -157,10 +165,7 @@ impl Connector {
             .metrics
             .as_ref()
             .map(|metrics| metrics.upstream_connection());
-        Ok(TokioIo::new(Stream {
-            channel,
-            _open: open,
-        }))
+        Ok(TokioIo::new(Stream::new(channel, open)))
     }
 
     fn proxy_for(&self, uri: &Uri) -> Option<&OutboundProxy> {
@@ -184,21 +189,18 @@ impl Connector {
         let is_proxied = self.proxy_for(uri).is_some();
         let next_hop = self.next_hop(uri).clone();
         let tcp = self.tcp.call(next_hop).await;
-        let tcp = tcp.map_err(ConnectError::from_tcp);
-        let tcp = match is_proxied {
-            true => tcp.map_err(ConnectError::of_proxy)?.into_inner(),
-            false => tcp?.into_inner(),
+        let mut tcp = match tcp.map_err(ConnectError::from_tcp) {
+            Ok(tcp) => tcp.into_inner(),
+            Err(error) if is_proxied => return Err(error.of_proxy()),
+            Err(error) => return Err(error),
         };
         if uri.scheme() != Some(&Scheme::HTTPS) {
             return Ok(Channel::Plain { tcp, is_proxied });
         }
-        let tcp = match is_proxied {
-            true => {
-                let target = outbound_proxy::target(uri, 443).ok_or(ProxyFault::Target)?;
-                OutboundProxy::tunnel(tcp, &target).await?
-            }
-            false => tcp,
-        };
+        if is_proxied {
+            let target = outbound_proxy::target(uri).ok_or(ProxyFault::Target)?;
+            tcp = OutboundProxy::tunnel(tcp, &target).await?;
+        }
         self.secure(tcp, uri).await
     }
 
@@ -217,6 +219,11 @@ impl Connector {
         }
         Ok(Channel::Tls(Box::new(stream)))
     }
+}
+
+/// What waits for an answer that may not come gets this part of the time, so that the rest can still do it.
+fn patience(config: &ConnectConfig) -> Duration {
+    config.timeout / 4
 }
 
 impl Service<Uri> for Connector {
@@ -275,6 +282,14 @@ impl ConnectError {
         Self::Tcp(Box::new(error))
     }
 
+    /// Whether other addresses of the next hop could have done better.
+    fn may_be_of_old_addresses(&self) -> bool {
+        matches!(
+            self,
+            Self::Tcp(_) | Self::Timeout | Self::Proxy(ProxyFault::Unreachable(_))
+        )
+    }
+
     /// The same failure on the way to a proxy: what the server's own address is like is not known then.
     fn of_proxy(self) -> Self {
         match self {
@@ -299,95 +314,124 @@ fn is_exhausted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(24 | 23))
 }
 
-/// A connection to a server, counted while it is open.
-pub struct Stream {
-    channel: Channel,
-    _open: Option<GaugeGuard>,
-}
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
-enum Channel {
-    Plain {
-        tcp: TcpStream,
-        is_proxied: bool,
-    },
-    Tls(Box<TlsStream<TcpStream>>),
-    #[cfg(test)]
-    Memory(tokio::io::DuplexStream),
-}
+    use tokio::net::{TcpListener, TcpSocket};
 
-/// Both directions of a byte stream.
-trait Duplex: AsyncRead + AsyncWrite + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Unpin> Duplex for T {}
+    use super::*;
 
-impl Stream {
-    /// The TLS session, if there is one: protocol version and ALPN.
-    pub fn tls(&self) -> Option<&rustls::ClientConnection> {
-        match &self.channel {
-            Channel::Tls(stream) => Some(stream.get_ref().1),
-            _ => None,
-        }
+    const TIMEOUT: Duration = Duration::from_secs(20);
+
+    /// Where packets are lost, as far as a client can tell: the queue of connections is full, and nobody takes any.
+    struct Dead {
+        address: SocketAddr,
+        _listener: TcpListener,
+        _queued: Vec<TcpStream>,
     }
 
-    fn duplex(&mut self) -> Pin<&mut dyn Duplex> {
-        match &mut self.channel {
-            Channel::Plain { tcp, .. } => Pin::new(tcp),
-            Channel::Tls(stream) => Pin::new(&mut **stream),
-            #[cfg(test)]
-            Channel::Memory(stream) => Pin::new(stream),
-        }
-    }
-}
-
-impl Connection for Stream {
-    fn connected(&self) -> Connected {
-        match &self.channel {
-            // Has the client name the server in each request (RFC 9112 §3.2.2).
-            Channel::Plain { is_proxied, .. } => Connected::new().proxy(*is_proxied),
-            _ if self.tls().and_then(|tls| tls.alpn_protocol()) == Some(b"h2") => {
-                Connected::new().negotiated_h2()
+    impl Dead {
+        async fn at(address: SocketAddr) -> io::Result<Self> {
+            let socket = match address {
+                SocketAddr::V4(_) => TcpSocket::new_v4()?,
+                SocketAddr::V6(_) => TcpSocket::new_v6()?,
+            };
+            socket.bind(address)?;
+            let listener = socket.listen(1)?;
+            let address = listener.local_addr()?;
+            let mut queued = Vec::new();
+            let moment = Duration::from_millis(200);
+            while let Ok(stream) = timeout(moment, TcpStream::connect(address)).await {
+                queued.push(stream?);
             }
-            _ => Connected::new(),
+            Ok(Self {
+                address,
+                _listener: listener,
+                _queued: queued,
+            })
         }
     }
-}
 
-impl AsyncRead for Stream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.duplex().poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.duplex().poll_write(cx, buf)
+    async fn alive() -> (SocketAddr, TcpListener) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        (listener.local_addr().unwrap(), listener)
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.duplex().poll_write_vectored(cx, bufs)
+    fn connector(
+        timeout: Duration,
+        look_up: impl Fn() -> Vec<SocketAddr> + Send + Sync + 'static,
+    ) -> Connector {
+        let config = ConnectConfig::new(timeout, HttpVersions::Http1);
+        let an_hour = Duration::from_secs(3600);
+        let resolver = Resolver::with(an_hour, patience(&config), move |_| Ok(look_up()));
+        Connector::resolving(&config, resolver, None).unwrap()
     }
 
-    /// TCP and rustls both gather.
-    fn is_write_vectored(&self) -> bool {
-        true
+    /// Without a port, that of the address counts.
+    async fn connect(connector: &Connector) -> Result<SocketAddr, ConnectError> {
+        let uri = Uri::from_static("http://api.example");
+        let stream = connector.clone().connect(uri).await?;
+        Ok(stream.inner().peer().unwrap())
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.duplex().poll_flush(cx)
+    /// E-27, E-10: a family of addresses that leads nowhere costs a moment.
+    #[tokio::test]
+    async fn the_other_family_of_addresses_gets_its_chance_soon() {
+        let (alive, _listener) = alive().await;
+        // Where there is no IPv6, that is refused at once, which is no worse.
+        let dead = Dead::at((Ipv6Addr::LOCALHOST, 0).into()).await;
+        let address = match &dead {
+            Ok(dead) => dead.address,
+            Err(_) => (Ipv6Addr::LOCALHOST, 9).into(),
+        };
+        let connector = connector(TIMEOUT, move || vec![address, alive]);
+        let started = Instant::now();
+        assert_eq!(connect(&connector).await.unwrap(), alive);
+        assert!(started.elapsed() < TIMEOUT / 2, "{:?}", started.elapsed());
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.duplex().poll_shutdown(cx)
+    /// H-11, E-10: one dead address leaves time for the next one of the same family.
+    #[tokio::test]
+    async fn one_dead_address_leaves_time_for_the_next() {
+        let (alive, _listener) = alive().await;
+        let dead = Dead::at((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
+        let addresses = vec![dead.address, alive];
+        let connector = connector(Duration::from_secs(4), move || addresses.clone());
+        assert_eq!(connect(&connector).await.unwrap(), alive);
+    }
+
+    /// E-10: an address where nobody listens costs nothing.
+    #[tokio::test]
+    async fn the_next_address_is_tried_at_once_after_a_refusal() {
+        let ((refusing, listener), (alive, _listener)) = (alive().await, alive().await);
+        drop(listener);
+        let connector = connector(TIMEOUT, move || vec![refusing, alive]);
+        assert_eq!(connect(&connector).await.unwrap(), alive);
+    }
+
+    /// E-25: addresses that nobody answers at are looked up again before their time.
+    #[tokio::test]
+    async fn addresses_that_do_not_answer_are_doubted() {
+        let ((old, listener), (new, _listener)) = (alive().await, alive().await);
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counter = asked.clone();
+        let connector = connector(TIMEOUT, move || {
+            let is_first = counter.fetch_add(1, Ordering::SeqCst) == 0;
+            vec![if is_first { old } else { new }]
+        });
+        for _ in 0..3 {
+            assert_eq!(connect(&connector).await.unwrap(), old);
+        }
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        drop(listener);
+        let started = Instant::now();
+        while connect(&connector).await.is_err() {
+            assert!(started.elapsed() < TIMEOUT);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(connect(&connector).await.unwrap(), new);
+        assert_eq!(asked.load(Ordering::SeqCst), 2);
     }
 }

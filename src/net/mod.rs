@@ -2,6 +2,7 @@
 //! may send what.
 
 pub mod body;
+pub mod channel;
 pub mod client;
 pub mod connect;
 pub mod connection;

@@ -217,10 +217,10 @@ fn is_in(host: IpAddr, network: IpAddr, bits: u32) -> bool {
     different >= bits
 }
 
-/// Host and port of `uri`, in the form that CONNECT takes; `None` without a host.
-pub(super) fn target(uri: &Uri, default_port: u16) -> Option<Authority> {
+/// Host and port of an `https` URI, in the form that CONNECT takes; `None` without a host.
+pub(super) fn target(uri: &Uri) -> Option<Authority> {
     let authority = uri.authority()?;
-    let port = authority.port_u16().unwrap_or(default_port);
+    let port = authority.port_u16().unwrap_or(443);
     format!("{}:{port}", authority.host()).parse().ok()
 }
 
@@ -300,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_tunnel_is_asked_for_by_host_and_port() {
-        let target = |uri: &str| target(&uri.parse().unwrap(), 443).unwrap().to_string();
+        let target = |uri: &str| target(&uri.parse().unwrap()).unwrap().to_string();
         assert_eq!(target("https://api.example/v1"), "api.example:443");
         assert_eq!(target("https://[::1]:8443/"), "[::1]:8443");
     }

@@ -78,7 +78,8 @@ impl Resolver {
         })
     }
 
-    fn with(
+    /// Asks `look_up` instead.
+    pub(super) fn with(
         refresh: Duration,
         patience: Duration,
         look_up: impl Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
@@ -156,8 +157,11 @@ impl Resolver {
                         .then(|| addresses.into())
                         .ok_or_else(ResolveError::none)
                 });
-            if let Some(entry) = lock(&names).get_mut(&name) {
-                entry.finish(&name, &found, refresh);
+            let is_older_used = lock(&names)
+                .get_mut(&name)
+                .is_some_and(|entry| entry.finish(&found, refresh));
+            if is_older_used && let Err(error) = &found {
+                warn!(host = %name, %error, "no new addresses, the last known ones are used");
             }
             sender.send_replace(Some(found));
         });
@@ -192,24 +196,24 @@ impl Entry {
         (Instant::now() < known.fresh_until).then(|| known.addresses.clone())
     }
 
-    fn finish(&mut self, name: &Name, found: &Result<Addresses, ResolveError>, refresh: Duration) {
+    /// Whether older addresses stand in for those that were not found.
+    fn finish(&mut self, found: &Result<Addresses, ResolveError>, refresh: Duration) -> bool {
         self.running = None;
         let now = Instant::now();
-        match (found, &mut self.known) {
-            (Ok(addresses), known) => {
-                *known = Some(Known {
-                    addresses: addresses.clone(),
-                    looked_up: now,
-                    fresh_until: now + refresh,
-                });
-            }
-            (Err(error), Some(known)) => {
-                warn!(host = %name, error = %error, "no new addresses, the last known ones are used");
-                known.looked_up = now;
-                known.fresh_until = now + PAUSE;
-            }
-            (Err(_), None) => {}
+        if let Ok(addresses) = found {
+            self.known = Some(Known {
+                addresses: addresses.clone(),
+                looked_up: now,
+                fresh_until: now + refresh,
+            });
+            return false;
         }
+        let Some(known) = &mut self.known else {
+            return false;
+        };
+        known.looked_up = now;
+        known.fresh_until = now + PAUSE;
+        true
     }
 }
 

@@ -255,7 +255,8 @@ impl TokenError {
             Self::Send(error) => match error.fault {
                 SendFault::Dns => "the host name of token_url has no address here",
                 SendFault::Tls => {
-                    "the certificate of the authorization server could not be verified; a private CA needs ca_file"
+                    "there is no TLS session with the authorization server; a private CA needs ca_file, and a server \
+                     that wants a certificate of ours client_cert_file"
                 }
                 SendFault::Connect | SendFault::ConnectTimeout => {
                     "is the authorization server up, and reachable from here?"

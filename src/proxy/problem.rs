@@ -104,7 +104,7 @@ pub(super) fn verdict(code: Code) -> Verdict {
             StatusCode::BAD_GATEWAY,
             "connection_refused",
             "The upstream cannot be reached",
-            "Nothing was sent. Check [upstream] url, and that the API is up.",
+            "Nothing was sent. Check [upstream] url and proxy_url, and that the API is up.",
         ),
         Code::UpstreamDnsError => (
             StatusCode::BAD_GATEWAY,
@@ -116,7 +116,7 @@ pub(super) fn verdict(code: Code) -> Verdict {
             StatusCode::BAD_GATEWAY,
             "tls_protocol_error",
             "There is no TLS session with the upstream",
-            "Nothing was sent. A private CA needs [upstream] ca_file; the log says what did not verify.",
+            "The upstream has not seen the request. A private CA needs [upstream] ca_file; the log says what is wrong.",
         ),
         Code::UpstreamReset => (
             StatusCode::BAD_GATEWAY,

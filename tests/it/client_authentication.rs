@@ -9,12 +9,14 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rcgen::{KeyPair, PublicKeyData};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
 use crate::support::authorization_server::{CLIENT_ID, grant, json as answer};
 use crate::support::certificates::Authority;
 use crate::support::process::Ended;
-use crate::support::server::{Request, Wire};
+use crate::support::server::Request;
 use crate::support::{AuthorizationServer, Process, Setup, Upstream, eventually, wait_until};
 
 /// The parameters of a form, none of which may come twice.
@@ -347,46 +349,45 @@ fn a_smaller_scope_is_told_or_refused() {
 #[test]
 fn a_client_certificate_proves_it_and_can_be_replaced() {
     let authority = Authority::new();
+    let (first, second) = (authority.client("first"), authority.client("second"));
     let presented: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
     let seen = presented.clone();
-    let auth = AuthorizationServer::scripted_over(
-        authority.server_of_clients("localhost"),
-        move |exchange| {
-            let Wire::Tls(tls) = exchange.wire.get_ref() else {
-                panic!("no TLS");
-            };
-            let certificates = tls.conn.peer_certificates().expect("a client certificate");
-            seen.lock().unwrap().push(certificates[0].to_vec());
-            exchange.send(grant(&format!("token-{}", exchange.number), 2.0))
-        },
-    );
+    let auth = AuthorizationServer::scripted_for_clients_of(authority, move |exchange| {
+        let certificate = exchange.wire.get_ref().client_certificate();
+        seen.lock()
+            .unwrap()
+            .push(certificate.expect("a client certificate"));
+        exchange.send(grant(&format!("token-{}", exchange.number), 2.0))
+    });
     let upstream = Upstream::ok();
     let setup = Setup::between(&upstream, &auth);
     let (certificate_file, key_file) = (setup.path("client.pem"), setup.path("client.key"));
-    let (first, second) = (authority.client("first"), authority.client("second"));
-    fs::write(&certificate_file, first.0.pem()).unwrap();
-    fs::write(&key_file, first.1.serialize_pem()).unwrap();
+    fs::copy(&first.0, &certificate_file).unwrap();
+    fs::copy(&first.1, &key_file).unwrap();
     let token_url = format!("token_url = {:?}\n", auth.url());
-    let ca = line("ca_file", &authority.ca_file());
+    let ca = line("ca_file", &auth.authority().unwrap().ca_file());
     let certificate = line("client_cert_file", &certificate_file);
     let key = line("client_key_file", &key_file);
     let method = "client_auth = \"tls_client_auth\"";
     let sidecar = setup
         .credential_instead(&format!("{token_url}{ca}{certificate}{key}{method}"))
         .start();
-    fs::write(&certificate_file, second.0.pem()).unwrap();
-    fs::write(&key_file, second.1.serialize_pem()).unwrap();
+    fs::copy(&second.0, &certificate_file).unwrap();
+    fs::copy(&second.1, &key_file).unwrap();
     wait_until("the new certificate", || {
         let presented = presented.lock().unwrap();
-        presented
-            .last()
-            .is_some_and(|last| last == second.0.der().as_ref())
+        presented.last().is_some_and(|last| *last == der(&second.0))
     });
-    assert_eq!(presented.lock().unwrap()[0], first.0.der().as_ref());
+    assert_eq!(presented.lock().unwrap()[0], der(&first.0));
     assert_eq!(sidecar.get("/").ok(), "ok");
     for request in auth.requests().iter().filter(|request| request.is_over) {
         assert_eq!(proofs(request), 0);
         let body = String::from_utf8_lossy(&request.body.data);
         assert_eq!(body, "grant_type=client_credentials&client_id=shop");
     }
+}
+
+/// What stands in a PEM file.
+fn der(file: &Path) -> Vec<u8> {
+    CertificateDer::from_pem_file(file).unwrap().to_vec()
 }

@@ -2,6 +2,7 @@
 
 use std::thread;
 
+use crate::support::authorization_server::grant;
 use crate::support::client::request;
 use crate::support::upstream::OK;
 use crate::support::{AuthorizationServer, Client, Gate, Setup, Sidecar, Upstream, wait_until};
@@ -171,4 +172,21 @@ fn a_steady_load_does_not_make_ever_more_connections() {
     let connections = upstream.connections();
     println!("{connections} connections");
     assert!(connections <= 2 * APPLICATIONS, "{connections} connections");
+}
+
+/// E-10: a name may have an address where nobody listens (of `localhost` on many machines `::1`), and a node may be bad: each
+/// token request has a connection of its own, so the next one finds a better.
+#[test]
+fn each_token_request_finds_a_way_of_its_own() {
+    let upstream = Upstream::ok();
+    let auth = AuthorizationServer::scripted(|exchange| match exchange.number {
+        0 => exchange.reset(),
+        _ => exchange.send(grant("token", 3600.0)),
+    });
+    let url = format!("http://localhost:{}/o/token/", auth.address.port());
+    let sidecar =
+        Setup::between(&upstream, &auth).start_process_with(&[("BEARERD_TOKEN_URL", &url)]);
+    sidecar.wait_until_ready();
+    assert_eq!(sidecar.get("/").ok(), "ok");
+    assert_eq!((auth.requests().len(), auth.connections()), (2, 2));
 }

@@ -52,6 +52,12 @@ mod connections;
 // What the application is told when the upstream fails, and that nothing is sent twice for it.
 mod upstream_failures;
 
+// Whom it believes over TLS, and how it proves who it is.
+mod tls;
+
+// Proxies on the way out.
+mod outbound_proxy;
+
 // The ledger: thousands of payments through an upstream that fails in every way, and none executed twice.
 mod ledger;
 

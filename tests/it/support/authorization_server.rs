@@ -6,8 +6,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use rustls::ServerConfig;
 
+use super::certificates::Authority;
 use super::server::{Exchange, Request, Script, Server};
 use super::{PATIENCE, wait_until};
 
@@ -35,9 +35,8 @@ type Shared = Arc<(Mutex<Conduct>, Condvar)>;
 /// The server.
 pub struct AuthorizationServer {
     server: Server,
+    tls: Option<Authority>,
     conduct: Shared,
-    /// Without its port.
-    origin: &'static str,
 }
 
 impl AuthorizationServer {
@@ -63,12 +62,17 @@ impl AuthorizationServer {
         Self::with(Conduct::Script(Arc::new(script)))
     }
 
-    /// The same over TLS, as `localhost`.
-    pub fn scripted_over(
-        tls: Arc<ServerConfig>,
+    /// The same for clients for whom `authority` vouches, as it vouches for the server.
+    pub fn scripted_for_clients_of(
+        authority: Authority,
         script: impl Fn(&mut Exchange<'_>) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
-        Self::start(Some(tls), Conduct::Script(Arc::new(script)))
+        let auth = Self::scripted(script);
+        auth.set_tls(authority.server_for(&authority, "127.0.0.1", &["http/1.1"]));
+        Self {
+            tls: Some(authority),
+            ..auth
+        }
     }
 
     /// One that answers with these bytes.
@@ -76,25 +80,28 @@ impl AuthorizationServer {
         Self::with(Conduct::Answer(answer.as_ref().to_vec()))
     }
 
-    fn with(conduct: Conduct) -> Self {
-        Self::start(None, conduct)
+    /// One behind TLS, with a certificate of an authority of its own, that issues `token-1`, `token-2`, … of an hour.
+    pub fn tls() -> Self {
+        let authority = Authority::new();
+        let auth = Self::with(Conduct::Issue(3600.0));
+        auth.set_tls(authority.server("127.0.0.1", &["http/1.1"]));
+        Self {
+            tls: Some(authority),
+            ..auth
+        }
     }
 
-    fn start(tls: Option<Arc<ServerConfig>>, conduct: Conduct) -> Self {
-        let origin = match &tls {
-            Some(_) => "https://localhost",
-            None => "http://127.0.0.1",
-        };
+    fn with(conduct: Conduct) -> Self {
         let conduct: Shared = Arc::new((Mutex::new(conduct), Condvar::new()));
         let shared = conduct.clone();
-        let server = Server::start(tls, move |exchange| {
+        let server = Server::start(None, move |exchange| {
             exchange.body();
             answer(&shared, exchange)
         });
         Self {
             server,
+            tls: None,
             conduct,
-            origin,
         }
     }
 
@@ -144,7 +151,13 @@ impl AuthorizationServer {
 
     /// The token endpoint.
     pub fn url(&self) -> String {
-        format!("{}:{}/o/token/", self.origin, self.address.port())
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}/o/token/", self.address)
+    }
+
+    /// Who vouches for it.
+    pub fn authority(&self) -> Option<&Authority> {
+        self.tls.as_ref()
     }
 
     /// The one token request there has been.

@@ -67,6 +67,7 @@ struct Shared {
     tls: Mutex<Option<Arc<ServerConfig>>>,
     requests: Mutex<Vec<Request>>,
     connections: AtomicUsize,
+    received: Arc<AtomicUsize>,
     sockets: Mutex<Vec<Weak<TcpStream>>>,
     panicked: AtomicBool,
 }
@@ -100,6 +101,7 @@ impl Server {
                 tls: Mutex::new(tls),
                 requests: Mutex::default(),
                 connections: AtomicUsize::new(0),
+                received: Arc::default(),
                 sockets: Mutex::default(),
                 panicked: AtomicBool::new(false),
             }),
@@ -162,6 +164,11 @@ impl Server {
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
     }
+
+    /// How many bytes have come so far, without those of TLS.
+    pub fn received(&self) -> usize {
+        self.shared.received.load(Ordering::SeqCst)
+    }
 }
 
 impl Drop for Server {
@@ -202,17 +209,27 @@ impl Shared {
     }
 
     fn wire(&self, socket: Arc<TcpStream>) -> Wire {
-        match lock(&self.tls).clone() {
-            None => Wire::Plain(Plain(socket)),
+        let channel = match lock(&self.tls).clone() {
+            None => Channel::Plain(Plain(socket)),
             Some(config) => {
                 let session = ServerConnection::new(config).unwrap();
-                Wire::Tls(Box::new(StreamOwned::new(session, Plain(socket))))
+                Channel::Tls(Box::new(StreamOwned::new(session, Plain(socket))))
             }
+        };
+        Wire {
+            channel,
+            received: self.received.clone(),
         }
     }
 
     /// Peers go away; that ends a connection and is no failure of the server.
     fn serve(&self, mut wire: BufReader<Wire>, socket: &Arc<TcpStream>) {
+        if wire.get_mut().is_refused() {
+            // A reset would destroy the alert before the peer has read it.
+            let _ = socket.shutdown(Shutdown::Write);
+            let _ = io::copy(&mut Plain(socket.clone()), &mut io::sink());
+            return;
+        }
         while let Ok(Some(head)) = read_head(&mut wire) {
             let number = {
                 let mut requests = lock(&self.requests);
@@ -289,7 +306,7 @@ impl Exchange<'_> {
     /// Closes in the orderly way.
     pub fn close(&mut self) -> io::Result<()> {
         self.closed = true;
-        if let Wire::Tls(tls) = self.wire.get_mut() {
+        if let Channel::Tls(tls) = &mut self.wire.get_mut().channel {
             tls.conn.send_close_notify();
             tls.flush()?;
         }
@@ -314,13 +331,40 @@ impl Exchange<'_> {
 }
 
 /// A connection, with or without TLS.
-pub enum Wire {
+pub struct Wire {
+    channel: Channel,
+    received: Arc<AtomicUsize>,
+}
+
+impl Wire {
+    /// The certificate by which the client showed who it is.
+    pub fn client_certificate(&self) -> Option<Vec<u8>> {
+        match &self.channel {
+            Channel::Plain(_) => None,
+            Channel::Tls(tls) => Some(tls.conn.peer_certificates()?.first()?.to_vec()),
+        }
+    }
+
+    /// Whether there is no TLS session with the peer, although there should be.
+    fn is_refused(&mut self) -> bool {
+        let Channel::Tls(tls) = &mut self.channel else {
+            return false;
+        };
+        let mut refused = false;
+        while tls.conn.is_handshaking() && !refused {
+            refused = tls.conn.complete_io(&mut tls.sock).is_err();
+        }
+        refused
+    }
+}
+
+enum Channel {
     Plain(Plain),
     Tls(Box<StreamOwned<ServerConnection, Plain>>),
 }
 
 /// A socket that others may shut down.
-pub struct Plain(Arc<TcpStream>);
+struct Plain(Arc<TcpStream>);
 
 impl Read for Plain {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -340,25 +384,27 @@ impl Write for Plain {
 
 impl Read for Wire {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(wire) => wire.read(buffer),
-            Self::Tls(wire) => wire.read(buffer),
-        }
+        let read = match &mut self.channel {
+            Channel::Plain(wire) => wire.read(buffer),
+            Channel::Tls(wire) => wire.read(buffer),
+        }?;
+        self.received.fetch_add(read, Ordering::SeqCst);
+        Ok(read)
     }
 }
 
 impl Write for Wire {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(wire) => wire.write(buffer),
-            Self::Tls(wire) => wire.write(buffer),
+        match &mut self.channel {
+            Channel::Plain(wire) => wire.write(buffer),
+            Channel::Tls(wire) => wire.write(buffer),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Plain(wire) => wire.flush(),
-            Self::Tls(wire) => wire.flush(),
+        match &mut self.channel {
+            Channel::Plain(wire) => wire.flush(),
+            Channel::Tls(wire) => wire.flush(),
         }
     }
 }

@@ -50,7 +50,13 @@ impl Setup {
             folder,
         };
         setup.write_secret(CLIENT_SECRET);
-        setup
+        match authorization_server.authority() {
+            Some(authority) => {
+                let ca_file = authority.ca_file().display().to_string();
+                setup.credential(&format!("ca_file = {ca_file:?}"))
+            }
+            None => setup,
+        }
     }
 
     /// Between these two.

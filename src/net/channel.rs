@@ -1,0 +1,121 @@
+//! A connection to a server, with or without TLS, as hyper uses it.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+use crate::metrics::GaugeGuard;
+
+/// A connection to a server, counted while it is open.
+pub struct Stream {
+    channel: Channel,
+    _open: Option<GaugeGuard>,
+}
+
+/// What carries it.
+pub(super) enum Channel {
+    Plain {
+        tcp: TcpStream,
+        is_proxied: bool,
+    },
+    Tls(Box<TlsStream<TcpStream>>),
+    #[cfg(test)]
+    Memory(tokio::io::DuplexStream),
+}
+
+/// Both directions of a byte stream.
+trait Duplex: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Duplex for T {}
+
+impl Stream {
+    pub(super) fn new(channel: Channel, open: Option<GaugeGuard>) -> Self {
+        Self {
+            channel,
+            _open: open,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn peer(&self) -> Option<std::net::SocketAddr> {
+        match &self.channel {
+            Channel::Plain { tcp, .. } => tcp.peer_addr().ok(),
+            _ => None,
+        }
+    }
+
+    /// The TLS session, if there is one: protocol version and ALPN.
+    pub fn tls(&self) -> Option<&rustls::ClientConnection> {
+        match &self.channel {
+            Channel::Tls(stream) => Some(stream.get_ref().1),
+            _ => None,
+        }
+    }
+
+    fn duplex(&mut self) -> Pin<&mut dyn Duplex> {
+        match &mut self.channel {
+            Channel::Plain { tcp, .. } => Pin::new(tcp),
+            Channel::Tls(stream) => Pin::new(&mut **stream),
+            #[cfg(test)]
+            Channel::Memory(stream) => Pin::new(stream),
+        }
+    }
+}
+
+impl Connection for Stream {
+    fn connected(&self) -> Connected {
+        match &self.channel {
+            // Has the client name the server in each request (RFC 9112 §3.2.2).
+            Channel::Plain { is_proxied, .. } => Connected::new().proxy(*is_proxied),
+            _ if self.tls().and_then(|tls| tls.alpn_protocol()) == Some(b"h2") => {
+                Connected::new().negotiated_h2()
+            }
+            _ => Connected::new(),
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.duplex().poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.duplex().poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.duplex().poll_write_vectored(cx, bufs)
+    }
+
+    /// TCP and rustls both gather.
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.duplex().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.duplex().poll_shutdown(cx)
+    }
+}
