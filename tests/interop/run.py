@@ -62,16 +62,19 @@ def client_secret_post(w):
     authenticates(w, w.app(), "post")
 
 
+# C-01
 @case("id and secret with reserved characters, client_secret_basic")
 def reserved_characters_basic(w):
     authenticates(w, w.app("1PpG/Q 1+:%=B", f"z/t+H:X%= {secrets.token_urlsafe(9)}%20+"), "basic")
 
 
+# C-01, C-03
 @case("id and secret with reserved characters, client_secret_post")
 def reserved_characters_post(w):
     authenticates(w, w.app("1PpG/Q 1+:%=P", f"z/t+H:X%= {secrets.token_urlsafe(9)}%20+"), "post")
 
 
+# C-15
 @case("the token endpoint found from the issuer, by RFC 8414")
 def issuer(w):
     app = w.app()
@@ -96,6 +99,7 @@ scope = "read"
 # --- scopes -------------------------------------------------------------------------------------------------
 
 
+# C-60
 @case("scope read: GET is 200, POST is the API's own 403 and renews nothing")
 def scope_read(w):
     app = w.app()
@@ -144,6 +148,7 @@ def scope_admin(w):
         expect(json.loads(answer.body)["payments"] == 2, f"unexpected report {answer}")
 
 
+# C-07
 @case("scope per route: each request carries a token that can do no more than it needs")
 def scope_per_route(w):
     app = w.app()
@@ -213,6 +218,7 @@ def scope_unknown(w):
 # --- credentials that are refused ---------------------------------------------------------------------------
 
 
+# C-42
 @case("wrong secret: 503 and never 401, invalid_client named, the server left in peace")
 def wrong_secret(w):
     app = w.app()
@@ -249,6 +255,7 @@ def corrected_secret(w):
     expect(statuses == [401, 200], f"the token requests got {statuses}")
 
 
+# C-57, C-59, C-64
 @case("revoked token: recovered in one round trip, by exactly one token request")
 def revoked_token(w):
     """Several applications, so that they wait for their tokens to grow older together."""
@@ -314,6 +321,7 @@ def expect_recovered(w, app, before, after, statuses):
 case("two secret files, the first is wrong: the second is tried in the same attempt")(rotation.second_of_two)
 case("secret rotated, both in a list: no request fails, whichever the server knows")(rotation.list_of_both)
 case("secret rotated under load, database first")(rotation.database_first)
+# C-43
 case("secret rotated under load, file first")(rotation.file_first)
 
 
@@ -347,6 +355,7 @@ def short_lived(w):
     expect(lookups["fresh"] + lookups["refreshing"] >= load.count, f"lookups: {lookups}, {load}")
 
 
+# C-54
 @case("authorization server stopped and started: served while the token lives, then 503, then clean")
 def outage(w):
     app = w.app()
@@ -383,6 +392,7 @@ def outage(w):
         b.wait_ready()
 
 
+# C-50
 @case("50 requests at a cold start: exactly one token request")
 def cold_start(w):
     app = w.app()
@@ -470,13 +480,16 @@ def upstream_tls_unknown_ca(w):
 
 # --- a second authorization server --------------------------------------------------------------------------
 
+# C-15
 case("oidc-provider: endpoints found from the issuer, client_secret_basic")(client_auth.discovered)
+# C-14
 for algorithm in ("RS256", "PS256", "ES256", "EdDSA"):
     case(f"oidc-provider: private_key_jwt, {algorithm}")(client_auth.private_key_jwt(algorithm))
 case("oidc-provider: client_secret_jwt, HS256")(client_auth.client_secret_jwt)
 case("oidc-provider: private_key_jwt with another key: invalid_client named")(client_auth.wrong_key)
 case("oidc-provider: private key rotated, the next renewal signs with it")(client_auth.key_rotated)
 case("oidc-provider: an assertion from a file, read for each request")(client_auth.assertion_from_file)
+# C-13
 case("oidc-provider: tls_client_auth at the endpoint for it")(client_auth.tls_client_auth)
 case("oidc-provider: tls_client_auth with another's name: invalid_client named")(client_auth.wrong_certificate)
 case("oidc-provider: self_signed_tls_client_auth, its certificate rotated")(client_auth.self_signed_rotated)
@@ -597,6 +610,7 @@ def exit_codes(w):
     expect(not bad, f"exit codes: {bad}")
 
 
+# C-70
 @case("no secret and no token in any log, page or output")
 def nothing_leaked(w):
     needles = {token.token: "a token" for token in w.tokens()} | w.provider.hidden() | w.hidden
