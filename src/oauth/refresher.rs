@@ -316,9 +316,12 @@ impl Refresher {
     async fn fail(&mut self, error: TokenError) -> Standing {
         let held = self.put_back().await;
         let usable_for = held.map_or(Duration::ZERO, |token| token.usable_for(Moment::now()));
-        let delay = self
+        let mut delay = self
             .failures
             .next_delay(&error, usable_for, fastrand::f64());
+        if error.refuses_credentials() && self.rotation.forget_proven() {
+            delay = DEMAND_INTERVAL;
+        }
         warn!(
             token = self.key.label(),
             %error,

@@ -268,6 +268,42 @@ async fn a_changed_secret_that_is_refused_leaves_the_old_one_in_use() {
     assert!(refused.is_none(), "all is well again");
 }
 
+/// The server is told of a change just as we try the old secret after the new one.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_changes_between_two_tries_is_asked_again_soon() {
+    let rig = Rig::start(|n| match n {
+        2 | 3 => Answer::refusal(401, "invalid_client"),
+        _ => Answer::token(n, 3600),
+    });
+    rig.token().await.unwrap();
+    rig.write_secret("r0tated");
+    let refused = rig.server.request(3).await;
+    assert!(refused.text.contains(&basic("s3cret")), "the old one, last");
+    let again = rig.server.request(4).await;
+    assert!(again.at - refused.at <= secs(1) + TICK);
+    assert!(again.text.contains(&basic("r0tated")));
+    sleep(TICK).await;
+    assert_eq!(rig.token_at_once().await.unwrap(), "4");
+    assert_eq!(rig.metric(&reloads("refused")), 1.0);
+}
+
+/// A file that is changed before the server is told: the new secret is found good at a later renewal.
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_is_accepted_later_is_counted_then() {
+    let rig = Rig::start_by(
+        |n, request| match n < 6 && request.contains(&basic("r0tated")) {
+            true => Answer::refusal(401, "invalid_client"),
+            false => Answer::token(n, 3600),
+        },
+    );
+    rig.token().await.unwrap();
+    rig.write_secret("r0tated");
+    rig.server.request(6).await;
+    sleep(TICK).await;
+    assert_eq!(rig.metric(&reloads("refused")), 1.0);
+    assert_eq!(rig.metric(&reloads("accepted")), 1.0);
+}
+
 fn reloads(outcome: &str) -> String {
     format!("bearerd_secret_reloads_total{{outcome=\"{outcome}\"}}")
 }

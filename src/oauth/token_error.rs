@@ -229,8 +229,9 @@ impl TokenError {
         Some(match self {
             Self::Refused(refusal) => match refusal.code {
                 ErrorCode::InvalidClient => {
-                    "the client id or secret is wrong, or the server wants another client_auth (such as \
-                     client_secret_post instead of client_secret_basic), or basic_encoding = \"raw\""
+                    "the server does not know the client by this: compare client_id and secret, key (key_id) or \
+                     certificate with what is registered there; or it wants another client_auth, or \
+                     basic_encoding = \"raw\""
                 }
                 ErrorCode::UnauthorizedClient => {
                     "this client may not use the client credentials grant; allow it at the authorization server"
@@ -243,7 +244,7 @@ impl TokenError {
                 "is token_url complete? A trailing slash can be part of it"
             }
             Self::Status { status, .. } if matches!(status.as_u16(), 401 | 403) => {
-                "the client id or secret is wrong, or something in front of the authorization server refuses us"
+                "the client id or its secret is wrong, or something in front of the authorization server refuses us"
             }
             Self::Redirect { .. } => {
                 "token requests do not follow redirects; set token_url to the final address, often with a \

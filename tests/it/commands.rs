@@ -264,7 +264,7 @@ fn what_cannot_be_reached_is_69_and_refused_credentials_are_77() {
         let said = ended.stdout + &ended.stderr;
         assert!(said.contains("invalid_client"), "{said}");
         assert!(
-            said.contains("hint: the client id or secret is wrong"),
+            said.contains("hint: the server does not know the client by this"),
             "{said}"
         );
     }
