@@ -58,8 +58,8 @@
 //!
 //! 1. A request reaches the upstream with exactly one `Authorization`, ours, or not at all; never with a token that is
 //!    expired by the monotonic or by the wall clock.
-//! 2. What may have reached the upstream is never sent again. Only what was never written is, what an HTTP/2 server says it
-//!    has not looked at, and once what was refused with a 401 for its token and can be told apart from a payment made.
+//! 2. What may have reached the upstream is never sent again. Only what was never written is, what an HTTP/2 server says
+//!    it has not looked at, and once what a 401 refused for its token, where that cannot pay twice.
 //! 3. Secrets and tokens are in no log line, metric, error, `Debug` text or command line; they go to the configured
 //!    hosts and to no other: redirects are not followed, proxies of the environment are not read.
 //! 4. A body that broke off never looks complete, in either direction.
