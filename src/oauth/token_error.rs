@@ -180,10 +180,11 @@ impl TokenError {
         }
     }
 
-    /// Whether it is the credentials that are refused, so that others may do better. Some servers say so with the status
-    /// 401 and a code of their own choice.
+    /// Whether it is the credentials that are refused, or of no use, so that others may do better. Some servers say so with
+    /// the status 401 and a code of their own choice.
     pub fn refuses_credentials(&self) -> bool {
         match self {
+            Self::Assertion(_) => true,
             Self::Refused(refusal) => {
                 refusal.code == ErrorCode::InvalidClient
                     || refusal.status == StatusCode::UNAUTHORIZED
