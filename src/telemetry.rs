@@ -3,8 +3,12 @@
 use std::io::IsTerminal;
 
 use tracing::level_filters::LevelFilter;
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{fmt, reload};
 
+use crate::admin::log::LogControl;
 use crate::config::{LogConfig, LogFormat};
 
 /// Lines that may wait for a slow reader of the log; later ones are dropped and counted.
@@ -13,7 +17,7 @@ const BUFFERED_LINES: usize = 16 * 1024;
 /// Keeps the log's writer running; dropping it writes what is left.
 pub struct Telemetry {
     _writer: WorkerGuard,
-    dropped: ErrorCounter,
+    control: LogControl,
 }
 
 impl Telemetry {
@@ -25,29 +29,31 @@ impl Telemetry {
             .buffered_lines_limit(BUFFERED_LINES)
             .thread_name("bearerd-log")
             .finish(std::io::stderr());
-        let dropped = writer.error_counter();
+        let dropped_lines = writer.error_counter();
         let terminal = std::io::stderr().is_terminal();
-        let log = tracing_subscriber::fmt()
-            .with_max_level(LevelFilter::from_level(config.level))
-            .with_writer(writer);
+        let (level, handle) = reload::Layer::new(LevelFilter::from_level(config.level));
+        let registry = tracing_subscriber::registry().with(level);
+        let lines = fmt::layer().with_writer(writer);
         let text = match config.format {
             LogFormat::Auto => terminal,
             LogFormat::Text => true,
             LogFormat::Json => false,
         };
         if text {
-            log.with_ansi(terminal).with_target(false).init();
+            registry
+                .with(lines.with_ansi(terminal).with_target(false))
+                .init();
         } else {
-            log.json().flatten_event(true).init();
+            registry.with(lines.json().flatten_event(true)).init();
         }
         Self {
             _writer: guard,
-            dropped,
+            control: LogControl::new(dropped_lines, handle),
         }
     }
 
-    /// Counts the lines that were dropped.
-    pub fn dropped_lines(&self) -> ErrorCounter {
-        self.dropped.clone()
+    /// What the admin port may see and change of it.
+    pub fn control(&self) -> LogControl {
+        self.control.clone()
     }
 }

@@ -1,46 +1,62 @@
-//! THE WINDOW: what operators and the orchestrator see, on a port of its own, served by the control thread.
+//! THE WINDOW: what operators and the orchestrator see, on a port of its own, served by the control thread. Whoever reaches
+//! it may look; only this machine may change anything ([`verbs`]).
 
 pub mod health;
+pub mod log;
+pub mod verbs;
 
 use std::sync::Arc;
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
-use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::metrics::Metrics;
 use crate::net::body::Body;
+use crate::net::socket::Peer;
 use health::{Health, Report};
+use log::LogControl;
+use verbs::{Verb, Verbs};
 
 /// Answers the admin port.
 pub struct Admin {
     health: Health,
     metrics: Arc<Metrics>,
-    /// Log lines that could not be written in time.
-    dropped_lines: Option<ErrorCounter>,
+    verbs: Verbs,
+    log: Option<LogControl>,
 }
 
 impl Admin {
-    /// `dropped_lines` comes from the log, where there is one.
-    pub fn new(health: Health, metrics: Arc<Metrics>, dropped_lines: Option<ErrorCounter>) -> Self {
+    /// `log` is the one of this process, where it has one of its own.
+    pub fn new(
+        health: Health,
+        metrics: Arc<Metrics>,
+        verbs: Verbs,
+        log: Option<LogControl>,
+    ) -> Self {
         Self {
             health,
             metrics,
-            dropped_lines,
+            verbs,
+            log,
         }
     }
 
-    /// Answers one request. Nothing here changes anything, so only GET and HEAD are known.
-    pub async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+    /// Answers one request.
+    pub async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+        let Some(verb) = Verb::of(request.uri().path()) else {
+            return self.look(&request).await;
+        };
+        if *request.method() != Method::POST {
+            return method_not_allowed(HeaderValue::from_static("POST"));
+        }
+        let (head, body) = request.into_parts();
+        self.verbs.answer(verb, &head, body, peer).await
+    }
+
+    /// Nothing here changes anything, so only GET and HEAD are known.
+    async fn look(&self, request: &Request<Incoming>) -> Response<Body> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut response = text(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "method not allowed\n".to_owned(),
-            );
-            response
-                .headers_mut()
-                .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return response;
+            return method_not_allowed(HeaderValue::from_static("GET, HEAD"));
         }
         let verbose = request.uri().query().is_some_and(|query| {
             query
@@ -71,9 +87,8 @@ impl Admin {
     async fn metrics(&self) -> Response<Body> {
         self.metrics.set_ready(self.health.ready().await.passes());
         self.health.refresh_metrics().await;
-        if let Some(dropped) = &self.dropped_lines {
-            self.metrics
-                .set_log_lines_dropped(dropped.dropped_lines().try_into().unwrap_or(u64::MAX));
+        if let Some(log) = &self.log {
+            self.metrics.set_log_lines_dropped(log.dropped_lines());
         }
         let mut response = Response::new(Body::full(self.metrics.render()));
         response.headers_mut().insert(
@@ -82,6 +97,15 @@ impl Admin {
         );
         response
     }
+}
+
+fn method_not_allowed(allowed: HeaderValue) -> Response<Body> {
+    let mut response = text(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method not allowed\n".to_owned(),
+    );
+    response.headers_mut().insert(header::ALLOW, allowed);
+    response
 }
 
 fn text(status: StatusCode, body: String) -> Response<Body> {

@@ -17,10 +17,11 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{info, warn};
-use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::admin::Admin;
 use crate::admin::health::Health;
+use crate::admin::log::LogControl;
+use crate::admin::verbs::Verbs;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::net::connection::Connections;
@@ -51,7 +52,7 @@ pub struct App {
     admin: ListeningSocket,
     addresses: Addresses,
     metrics: Arc<Metrics>,
-    dropped_lines: Option<ErrorCounter>,
+    log: Option<LogControl>,
     reload: Option<Reload>,
 }
 
@@ -117,12 +118,12 @@ pub enum RunError {
 }
 
 impl App {
-    /// Binds every socket. `dropped_lines` counts what the log had to drop.
+    /// Binds every socket. `log` is the one of this process, if it has one of its own.
     ///
     /// # Errors
     /// When an address is in use or not ours.
-    pub fn bind(config: Config, dropped_lines: Option<ErrorCounter>) -> Result<Self, RunError> {
-        Self::bind_rest(config, Inherited::default(), dropped_lines)
+    pub fn bind(config: Config, log: Option<LogControl>) -> Result<Self, RunError> {
+        Self::bind_rest(config, Inherited::default(), log)
     }
 
     /// The same, but for the sockets that are there already.
@@ -132,7 +133,7 @@ impl App {
     pub fn bind_rest(
         config: Config,
         inherited: Inherited,
-        dropped_lines: Option<ErrorCounter>,
+        log: Option<LogControl>,
     ) -> Result<Self, RunError> {
         let bind = |address: &ListenAddress| {
             ListeningSocket::bind(address, config.proxy.unix_socket_mode).map_err(|source| {
@@ -173,7 +174,7 @@ impl App {
             admin,
             addresses,
             metrics: Metrics::new(),
-            dropped_lines,
+            log,
             reload: None,
         })
     }
@@ -227,10 +228,11 @@ impl App {
         };
         let reloader = tokio::spawn(reloader.run());
         let health = Health::new(serving.tokens.clone(), watch);
-        let _admin_drain = self.serve_admin(health, &connections)?;
+        let (_admin_drain, mut quits) = self.serve_admin(health, &serving, &connections)?;
 
         let stop = tokio::select! {
             stop = stops.recv() => stop.unwrap_or(Stop::AtOnce),
+            Some(()) = quits.recv() => Stop::Delayed,
             // Half a sidecar is worse than none: whoever started us starts us again.
             Some(_) = workers.join_next() => return Err(RunError::WorkerEnded),
             Some(()) = ended_refreshers.recv() => return Err(RunError::RefresherEnded),
@@ -285,15 +287,23 @@ impl App {
         }
     }
 
-    /// Serves the admin port until what it returns is dropped.
+    /// Serves the admin port until the trigger is dropped; the receiver yields a wish to end that came in there.
     fn serve_admin(
         &self,
         health: Health,
+        serving: &Serving,
         connections: &Connections,
-    ) -> Result<DrainTrigger, RunError> {
+    ) -> Result<(DrainTrigger, mpsc::Receiver<()>), RunError> {
         let (trigger, drain) = drain::channel();
-        let dropped_lines = self.dropped_lines.clone();
-        let admin = Arc::new(Admin::new(health, self.metrics.clone(), dropped_lines));
+        let (quitter, quits) = mpsc::channel(1);
+        let verbs = Verbs::new(
+            &self.addresses.admin,
+            serving.tokens.clone(),
+            self.config.admin.quit.then_some(quitter),
+            self.log.clone(),
+        );
+        let metrics = self.metrics.clone();
+        let admin = Arc::new(Admin::new(health, metrics, verbs, self.log.clone()));
         let connections = Connections {
             slots: Arc::new(Semaphore::new(ADMIN_CONNECTIONS)),
             http2: false,
@@ -305,12 +315,12 @@ impl App {
             socket,
             connections,
             drain,
-            move |request, _| {
+            move |request, peer| {
                 let admin = admin.clone();
-                async move { admin.handle(request).await }
+                async move { admin.handle(request, peer).await }
             },
         ));
-        Ok(trigger)
+        Ok((trigger, quits))
     }
 
     fn connections(&self) -> Connections {

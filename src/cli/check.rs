@@ -1,7 +1,6 @@
 //! `check` and `token`: try the configuration, and say what was found and what to do.
 
-use clap::ValueEnum;
-
+use super::arguments::TokenFormat;
 use super::{Exit, block_on};
 use crate::config::{Config, TokenConfig};
 use crate::net::body::Chain;
@@ -10,14 +9,6 @@ use crate::net::outbound_proxy::ProxyFault;
 use crate::oauth::access_token::Grant;
 use crate::oauth::token_error::TokenError;
 use crate::proxy::upstream::{Upstream, UpstreamConfig};
-
-/// How a token is printed.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum TokenFormat {
-    Text,
-    Json,
-    Header,
-}
 
 pub(super) fn check(config: &Config, online: bool) -> Exit {
     say!("ok    configuration: {}", config.sources);

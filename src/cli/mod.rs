@@ -8,24 +8,26 @@ macro_rules! say {
     }};
 }
 
+mod arguments;
 mod check;
+mod manual;
 mod probe;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{CommandFactory as _, Parser as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::app::{App, Inherited, Reload, RunError, Stop};
-use crate::config::{Config, ConfigError, Flags, Inputs};
+use crate::config::{Config, ConfigError, Inputs};
 use crate::net::socket::{ListenAddress, ListeningSocket};
 use crate::runtime;
 use crate::telemetry::Telemetry;
-use check::{TokenFormat, check, token};
-use probe::{Probe, health, wait, with_admin};
+use arguments::{Arguments, Command};
+use check::{check, token};
+use probe::{health, quit, wait, with_admin};
 
 /// What the exit code says; the numbers are those of sysexits.h where one fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,130 +59,30 @@ impl From<Exit> for ExitCode {
     }
 }
 
-#[derive(Debug, Parser)]
-#[command(
-    name = "bearerd",
-    version,
-    about = "Does OAuth 2.0 for the application beside it: fetches a token with the client credentials\n\
-             grant, renews it early, and adds it to every request it forwards to the API.",
-    after_help = "Flags override environment variables, those override the file, and that the defaults.\n\
-                  The secret comes from a file or from BEARERD_CLIENT_SECRET, never from a flag.\n\
-                  Try it with nothing else installed: bearerd demo"
-)]
-struct Arguments {
-    #[command(flatten)]
-    settings: Settings,
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
-#[derive(Args, Debug)]
-struct Settings {
-    /// Configuration file, TOML [env: BEARERD_CONFIG]
-    #[arg(long, global = true, value_name = "PATH")]
-    config: Option<PathBuf>,
-    /// Where the application calls us [env: BEARERD_LISTEN] [default: 127.0.0.1:8080]
-    #[arg(long, global = true, value_name = "ADDRESS")]
-    listen: Option<String>,
-    /// Health and metrics [env: BEARERD_ADMIN_LISTEN] [default: 127.0.0.1:9090]
-    #[arg(long, global = true, value_name = "ADDRESS")]
-    admin_listen: Option<String>,
-    /// The API that requests go to [env: BEARERD_UPSTREAM_URL]
-    #[arg(long, global = true, value_name = "URL")]
-    upstream_url: Option<String>,
-    /// The token endpoint [env: BEARERD_TOKEN_URL]
-    #[arg(long, global = true, value_name = "URL")]
-    token_url: Option<String>,
-    /// The client identifier [env: BEARERD_CLIENT_ID]
-    #[arg(long, global = true, value_name = "ID")]
-    client_id: Option<String>,
-    /// The file that holds the client secret [env: BEARERD_CLIENT_SECRET_FILE]
-    #[arg(long, global = true, value_name = "PATH")]
-    client_secret_file: Option<String>,
-    /// Scopes to ask for, separated by spaces [env: BEARERD_SCOPE]
-    #[arg(long, global = true, value_name = "SCOPE")]
-    scope: Option<String>,
-}
-
-impl Settings {
-    fn inputs(self) -> Inputs {
-        Inputs::of_process(Flags {
-            config: self.config,
-            listen: self.listen,
-            admin_listen: self.admin_listen,
-            upstream_url: self.upstream_url,
-            token_url: self.token_url,
-            client_id: self.client_id,
-            client_secret_file: self.client_secret_file,
-            scope: self.scope,
-        })
-    }
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Start the sidecar (the default)
-    Run,
-    /// Check the configuration, secret files included
-    Check {
-        /// Also ask for one token, and connect to the upstream without sending it a request
-        #[arg(long)]
-        online: bool,
-    },
-    /// Fetch one token and tell its type, lifetime, scope and fingerprint
-    Token {
-        /// Print the token itself
-        #[arg(long)]
-        show: bool,
-        /// How to print
-        #[arg(long, value_enum, default_value_t = TokenFormat::Text)]
-        format: TokenFormat,
-    },
-    /// Ask the admin port of a running sidecar; exit 0 or 1
-    Health {
-        #[arg(value_enum)]
-        probe: Probe,
-    },
-    /// Block until a running sidecar is ready; exit 0, or 1 when it takes too long
-    Wait {
-        /// How long
-        #[arg(long, value_parser = humantime::parse_duration, default_value = "30s")]
-        timeout: Duration,
-    },
-    /// Show it at work: authorization server, payments API and bearerd in one process
-    Demo {
-        /// Run the show and exit, 0 if everything held
-        #[arg(long)]
-        once: bool,
-        /// How long the demo's tokens live
-        #[arg(long, value_parser = humantime::parse_duration, default_value = "20s")]
-        expires_in: Duration,
-        /// How long after the first renewal the authorization server fails
-        #[arg(long, value_parser = humantime::parse_duration, default_value = "10s")]
-        fail_after: Duration,
-    },
-    /// Print the version
-    Version,
-}
-
 /// Runs the command that the arguments of this process name.
 pub fn main() -> ExitCode {
     runtime::keep_memory_private();
-    let arguments = Arguments::parse();
-    let inputs = arguments.settings.inputs();
-    let exit = match arguments.command.unwrap_or(Command::Run) {
+    let (command, inputs) = Arguments::parse().parts();
+    let exit = match command {
         Command::Run => with_config(&inputs, |config| run(config, &inputs)),
         Command::Check { online } => with_config(&inputs, |config| check(&config, online)),
         Command::Token { show, format } => {
             with_config(&inputs, |config| token(&config, show, format))
         }
+        Command::PrintConfig => print_config(&inputs),
         Command::Health { probe } => with_admin(&inputs, move |admin| health(admin, probe)),
         Command::Wait { timeout } => with_admin(&inputs, move |admin| wait(admin, timeout)),
+        Command::Quit => with_admin(&inputs, quit),
         Command::Demo {
             once,
             expires_in,
             fail_after,
         } => demo(once, expires_in, fail_after),
+        Command::Completions { shell } => {
+            let mut arguments = Arguments::command();
+            print(|out| clap_complete::generate(shell, &mut arguments, "bearerd", out))
+        }
+        Command::Man => print(|out| out.extend(manual::page(Arguments::command()))),
         Command::Version => {
             say!("bearerd {}", env!("CARGO_PKG_VERSION"));
             Exit::Clean
@@ -189,9 +91,33 @@ pub fn main() -> ExitCode {
     exit.into()
 }
 
+/// Prints what `write` has to say. A reader that went away is no failure of ours.
+fn print(write: impl FnOnce(&mut Vec<u8>)) -> Exit {
+    use std::io::Write as _;
+    let mut text = Vec::new();
+    write(&mut text);
+    let _ = std::io::stdout().write_all(&text);
+    Exit::Clean
+}
+
 fn with_config(inputs: &Inputs, command: impl FnOnce(Config) -> Exit) -> Exit {
     match Config::load(inputs) {
         Ok(config) => command(config),
+        Err(error) => refused(&error),
+    }
+}
+
+fn print_config(inputs: &Inputs) -> Exit {
+    match Config::effective(inputs) {
+        Ok(text) => {
+            say!(
+                "# bearerd {}: the configuration in effect, and where each value comes from.\n\
+                 # What may be a secret is shown as ***.\n\n{}",
+                env!("CARGO_PKG_VERSION"),
+                text.trim_end()
+            );
+            Exit::Clean
+        }
         Err(error) => refused(&error),
     }
 }
@@ -219,7 +145,7 @@ fn run(config: Config, inputs: &Inputs) -> Exit {
     runtime::raise_file_limit();
     let telemetry = Telemetry::start(config.log);
     let bound = inherited
-        .and_then(|inherited| App::bind_rest(config, inherited, Some(telemetry.dropped_lines())));
+        .and_then(|inherited| App::bind_rest(config, inherited, Some(telemetry.control())));
     let app = match bound {
         Ok(app) => app,
         Err(error) => return failed(&error),

@@ -1,27 +1,19 @@
-//! `health` and `wait`: ask the admin port of a running sidecar. An image without a shell has no curl.
+//! `health`, `wait` and `quit`: ask the admin port of a running sidecar. An image without a shell has no curl.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use clap::ValueEnum;
-use http::{Request, StatusCode, Uri};
+use http::{Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::arguments::Probe;
 use super::{Exit, block_on, refused};
 use crate::config::{Config, Inputs};
 use crate::net::body::Body;
 use crate::net::client::{HttpClient, PoolConfig};
 use crate::net::connect::{ConnectConfig, Connector};
 use crate::net::tls::{HttpVersions, TlsError};
-
-/// What is asked of a running sidecar.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum Probe {
-    Startup,
-    Ready,
-    Live,
-}
 
 impl Probe {
     fn path(self) -> &'static str {
@@ -86,6 +78,24 @@ pub(super) async fn wait(admin: AdminClient, limit: Duration) -> Exit {
     }
 }
 
+/// Ends when the wish was heard; the sidecar drains then.
+pub(super) async fn quit(admin: AdminClient) -> Exit {
+    match admin.ask(Method::POST, "/quitquitquit").await {
+        Ok((StatusCode::ACCEPTED, text)) => {
+            say!("{}", text.trim_end());
+            Exit::Clean
+        }
+        Ok((status, text)) => {
+            eprintln!("bearerd: {} ({})", text.trim_end(), status.as_u16());
+            Exit::Failure
+        }
+        Err(message) => {
+            eprintln!("bearerd: {message}");
+            Exit::Failure
+        }
+    }
+}
+
 /// Asks the admin port of a running sidecar.
 pub(super) struct AdminClient {
     address: SocketAddr,
@@ -115,19 +125,24 @@ impl AdminClient {
     }
 
     async fn get(&self, path: &str) -> Result<(StatusCode, String), String> {
+        self.ask(Method::GET, path).await
+    }
+
+    async fn ask(&self, method: Method, path: &str) -> Result<(StatusCode, String), String> {
         let unreachable =
             |cause: String| format!("no answer from http://{}: {cause}", self.address);
-        match timeout(Self::TIMEOUT, self.exchange(path)).await {
+        match timeout(Self::TIMEOUT, self.exchange(method, path)).await {
             Ok(answer) => answer.map_err(unreachable),
             Err(_) => Err(unreachable("timed out".to_owned())),
         }
     }
 
-    async fn exchange(&self, path: &str) -> Result<(StatusCode, String), String> {
+    async fn exchange(&self, method: Method, path: &str) -> Result<(StatusCode, String), String> {
         let uri: Uri = format!("http://{}{path}", self.address)
             .parse()
             .map_err(|error| format!("{error}"))?;
         let mut request = Request::new(Body::empty());
+        *request.method_mut() = method;
         *request.uri_mut() = uri;
         let (head, body) = self
             .client

@@ -6,6 +6,7 @@
 mod client_auth;
 mod connect;
 mod credential;
+mod effective;
 pub mod error;
 mod overlay;
 mod resolve;
@@ -94,12 +95,15 @@ pub struct ProxyConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdminConfig {
     pub listen: SocketAddr,
+    /// Whether `POST /quitquitquit` ends the process.
+    pub quit: bool,
 }
 
 impl Default for AdminConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            quit: false,
         }
     }
 }
@@ -166,6 +170,18 @@ impl Config {
         }
     }
 
+    /// The configuration in effect as TOML, each value with a comment that says where it comes from, and what may be a
+    /// secret as `***`. Only of one that is good: in another, anything can stand where a secret would.
+    ///
+    /// # Errors
+    /// Those of [`load`](Self::load).
+    pub fn effective(inputs: &Inputs) -> Result<String, ConfigError> {
+        let config = Self::load(inputs)?;
+        let (mut tables, file) = read_tables(inputs)?;
+        inputs.lay_over(&mut tables, &mut Vec::new());
+        Ok(effective::text(&tables, file.as_ref(), config.workers))
+    }
+
     /// The settings that differ in `next` and are looked at when the process starts, and never again.
     pub fn changed_for_restart(&self, next: &Self) -> Vec<&'static str> {
         let (old, new) = (&self.proxy, &next.proxy);
@@ -192,7 +208,8 @@ impl Config {
                 "proxy.max_header_bytes",
                 old.max_header_bytes != new.max_header_bytes,
             ),
-            ("admin.listen", self.admin != next.admin),
+            ("admin.listen", self.admin.listen != next.admin.listen),
+            ("admin.quit", self.admin.quit != next.admin.quit),
             ("runtime.workers", self.workers != next.workers),
             ("log", self.log != next.log),
         ];

@@ -225,9 +225,10 @@ fn mode(text: &str) -> Result<u32, String> {
 }
 
 pub(super) fn admin(table: AdminTable, problems: &mut Problems) -> AdminConfig {
-    match parsed(table.listen, problems, address) {
-        Some(listen) => AdminConfig { listen },
-        None => AdminConfig::default(),
+    let default = AdminConfig::default();
+    AdminConfig {
+        listen: parsed(table.listen, problems, address).unwrap_or(default.listen),
+        quit: flag(table.quit, default.quit),
     }
 }
 

@@ -86,6 +86,7 @@ pub(super) struct ProxyTable {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct AdminTable {
     pub(super) listen: Text,
+    pub(super) quit: Flag,
 }
 
 #[derive(Debug, Default, Deserialize)]

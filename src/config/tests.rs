@@ -491,4 +491,5 @@ fn nothing_at_all_says_how_to_begin() {
 }
 
 mod connect;
+mod effective;
 mod routes;

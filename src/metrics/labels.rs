@@ -96,6 +96,8 @@ labels! {
         Upstream401 = "upstream_401",
         /// The client credentials changed.
         Reload = "reload",
+        /// An operator asked for it.
+        Manual = "manual",
     }
 }
 

@@ -101,6 +101,7 @@ impl Refresher {
         let exchange = Arc::new(Exchange {
             demand: Notify::new(),
             rejection: Notify::new(),
+            renewal: Notify::new(),
             farewell: Notify::new(),
             rejections: Rejections::default(),
             has_come: AtomicBool::new(false),

@@ -116,6 +116,8 @@ pub(super) struct Exchange {
     pub(super) demand: Notify,
     /// The upstream did not accept a token.
     pub(super) rejection: Notify,
+    /// An operator wants another one.
+    pub(super) renewal: Notify,
     /// The process ends.
     pub(super) farewell: Notify,
     pub(super) rejections: Rejections,
@@ -255,6 +257,11 @@ impl TokenHandle {
                 None => Rejection::BreakerOpen,
             },
         }
+    }
+
+    /// Renews it now, usable or not, whatever the backoff says; at most once a second. The old one serves until then.
+    pub fn renew(&self) {
+        self.exchange.renewal.notify_one();
     }
 
     /// Whether renewals after a 401 are suspended, because fresh tokens are not accepted.

@@ -305,6 +305,46 @@ fn token_tells_of_a_token_and_shows_it_only_when_asked() {
 }
 
 #[test]
+fn print_config_says_where_each_value_comes_from_and_no_secret() {
+    let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
+    let setup = Setup::between(&upstream, &auth).proxy("max_in_flight = 7");
+    let config = setup.config_file().display().to_string();
+    let arguments = ["print-config", "--config", &config, "--scope", "read"];
+    let secret = ("BEARERD_CLIENT_SECRET", "canary-7f3a");
+    let ended = Process::run(&arguments, &[secret]);
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
+    let line = |start: &str| {
+        let lines = ended.stdout.lines();
+        let (value, from) = lines
+            .filter_map(|line| line.split_once(" # "))
+            .find(|(value, _)| value.starts_with(start))
+            .unwrap_or_else(|| panic!("{start} in\n{}", ended.stdout));
+        (value.trim_end().to_owned(), from.to_owned())
+    };
+    let is = |start, value: &str, from: &str| {
+        assert_eq!(line(start), (value.to_owned(), from.to_owned()));
+    };
+    is("max_in_flight", "max_in_flight = 7", &format!("{config}:3"));
+    is("scope", "scope = \"read\"", "--scope");
+    is("drain_delay", "drain_delay = \"5s\"", "default");
+    let env = "client_secret_env = \"BEARERD_CLIENT_SECRET\"";
+    is("client_secret_env", env, "BEARERD_CLIENT_SECRET");
+    assert!(!ended.stdout.contains("canary"));
+    assert_eq!((auth.connections(), upstream.connections()), (0, 0));
+
+    // What it prints is a configuration.
+    let again = run_with_text(&ended.stdout, &["check"]);
+    assert_eq!(again.code, 78, "but for the variable that is gone");
+    assert!(
+        again.stderr.contains("BEARERD_CLIENT_SECRET"),
+        "{}",
+        again.stderr
+    );
+    let wrong = run_with_text("[proxy]\nlistne = 1\n", &["print-config"]);
+    assert_eq!((wrong.code, wrong.stdout.as_str()), (78, ""));
+}
+
+#[test]
 fn health_and_wait_ask_a_running_sidecar() {
     let (upstream, auth) = (Upstream::ok(), AuthorizationServer::hanging());
     let sidecar = Setup::between(&upstream, &auth).start_process_unready();
@@ -367,6 +407,30 @@ fn version_and_help_are_0() {
         "{}",
         help.stdout
     );
+}
+
+#[test]
+fn shells_and_man_get_what_they_read() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = Process::run(&["completions", shell], &[]);
+        assert_eq!((script.code, script.stderr.as_str()), (0, ""), "{shell}");
+        assert!(script.stdout.contains("print-config"), "{shell}");
+        assert!(script.stdout.contains("client-secret-file"), "{shell}");
+    }
+    assert_eq!(Process::run(&["completions", "csh"], &[]).code, 2);
+    let page = Process::run(&["man"], &[]);
+    assert_eq!((page.code, page.stderr.as_str()), (0, ""));
+    for part in [
+        ".TH bearerd 1",
+        ".SH COMMANDS",
+        "\\fBprint\\-config\\fR",
+        ".SH ENVIRONMENT",
+        "BEARERD_CLIENT_SECRET",
+        ".SH SIGNALS",
+        ".SH \"EXIT STATUS\"",
+    ] {
+        assert!(page.stdout.contains(part), "{part} in\n{}", page.stdout);
+    }
 }
 
 /// E-35: a terminal that goes away is no reason to drop requests.

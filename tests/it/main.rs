@@ -97,6 +97,9 @@ mod commands;
 // What operators and the orchestrator see: probes and metrics.
 mod admin;
 
+// What operators change there.
+mod verbs;
+
 // The log: what it says of requests, and that no request waits for it.
 mod logging;
 

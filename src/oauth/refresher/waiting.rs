@@ -43,8 +43,14 @@ impl Refresher {
                 } => self.renewal(last, next, files).await,
             }
         };
+        let wish = async {
+            self.exchange.renewal.notified().await;
+            sleep_until(last + DEMAND_INTERVAL).await;
+            Next::Attempt(Trigger::Manual)
+        };
         tokio::select! {
             next = work => next,
+            next = wish => next,
             () = self.standing.closed() => Next::Abandoned,
             () = self.exchange.farewell.notified() => Next::Farewell,
         }

@@ -19,7 +19,7 @@ use super::authorization_server::{AuthorizationServer, CLIENT_ID, CLIENT_SECRET}
 use super::certificates::Authority;
 use super::client::{Client, Response, request};
 use super::h2_client::H2Client;
-use super::process::Process;
+use super::process::{Ended, Process};
 use super::server::Exchange;
 use super::upstream::Upstream;
 use super::wait_until;
@@ -352,6 +352,11 @@ pub struct Running {
 }
 
 impl Running {
+    /// Waits for its end.
+    pub fn ended(self) -> Ended {
+        self.process.ended()
+    }
+
     /// Its configuration.
     pub fn config_file(&self) -> PathBuf {
         self.setup.path("bearerd.toml")
