@@ -248,6 +248,19 @@ fn unknown_variables_are_told_but_not_those_of_service_links() {
     );
 }
 
+/// C-76: certificates are verified, and nothing turns that off.
+#[test]
+fn there_is_no_switch_against_certificates() {
+    for key in [
+        "insecure_skip_verify",
+        "danger_accept_invalid_certs",
+        "verify",
+    ] {
+        let error = error("", &format!("{key} = true"), "");
+        assert!(error.contains(&format!("unknown key `{key}`")), "{error}");
+    }
+}
+
 #[test]
 fn an_unknown_key_gets_a_caret_and_a_suggestion() {
     let error = load("[upstream.payments]\nurll = \"https://api.payments.example\"\n").unwrap_err();

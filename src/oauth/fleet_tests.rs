@@ -345,7 +345,7 @@ async fn many_bad_days(seeds: std::ops::Range<u64>) {
     }
 }
 
-/// Never an expired token, never a storm, never a waiter lost; a thousand times.
+/// C-68: never an expired token, never a storm, never a waiter lost; a thousand times.
 #[tokio::test(start_paused = true)]
 async fn a_thousand_sidecars_through_bad_days_first_half() {
     many_bad_days(0..500).await;

@@ -12,8 +12,8 @@
 //!                    └── [ backing off ] ◀──────────────────────────────────┘ or when the secret has changed
 //! ```
 //!
-//! A 401 of the upstream is judged by [`rejection`]: a token of some age is renewed, once for all requests that say so; a
-//! fresh one opens a breaker, and the one before it is tried. A changed secret goes through [`rotation`]: the new one is
+//! A 401 of the upstream is judged by `rejection`: a token of some age is renewed, once for all requests that say so; a
+//! fresh one opens a breaker, and the one before it is tried. A changed secret goes through `rotation`: the new one is
 //! tried while the old token serves, and if the server does not know it, the old one is used on.
 //!
 //! A token request reads id and secret at that moment ([`token_endpoint`]), and proves who we are by one method

@@ -19,6 +19,7 @@
 //! sidecar through two hours of bad days, for a thousand seeds: no token is used after its end, no request waits longer than
 //! it may or in vain, and no two token requests are closer than 100 ms.
 
+mod attempt;
 mod waiting;
 
 use std::sync::Arc;
@@ -30,7 +31,6 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::access_token::{AccessToken, Grant, LifetimePolicy, Moment, SKEW_WORTH_TELLING};
-use super::client_auth::Credentials;
 use super::failures::Failures;
 use super::rejection::Rejections;
 use super::rotation::Rotation;
@@ -38,7 +38,7 @@ use super::standing::Standing;
 use super::token_cache::{Exchange, TokenCache, TokenHandle, TokenKey};
 use super::token_endpoint::TokenEndpoint;
 use super::token_error::TokenError;
-use crate::metrics::{FetchOutcome, SecretReload, TokenMetrics, Trigger};
+use crate::metrics::{TokenMetrics, Trigger};
 use waiting::Next;
 
 /// Two attempts on demand are at least this far apart.
@@ -56,7 +56,7 @@ pub struct RefreshPolicy {
     pub max_waiting: usize,
     /// Whether a token is renewed though no request has used it.
     pub renew_unused: bool,
-    /// Whether the last token is revoked (RFC 7009) when nobody wants another.
+    /// Whether the last token is revoked (RFC 7009) at the end of the process.
     pub revoke_at_end: bool,
 }
 
@@ -138,10 +138,11 @@ impl Refresher {
         let mut trigger = Trigger::Startup;
         loop {
             let started = Moment::now();
-            let abandoned = self.standing.clone();
+            let (abandoned, exchange) = (self.standing.clone(), self.exchange.clone());
             let result = tokio::select! {
                 result = self.attempt(trigger) => result,
-                () = abandoned.closed() => break,
+                () = abandoned.closed() => return self.end().await,
+                () = exchange.farewell.notified() => return self.give_back().await,
             };
             let standing = match result {
                 Ok(grant) => self.hold(grant, started, trigger).await,
@@ -152,78 +153,10 @@ impl Refresher {
                 match self.next(started.monotonic, &mut files).await {
                     Next::Attempt(trigger) => break trigger,
                     Next::Rest => self.publish(Standing::Unused),
-                    Next::End => return self.end().await,
+                    Next::Abandoned => return self.end().await,
+                    Next::Farewell => return self.give_back().await,
                 }
             };
-        }
-        self.end().await;
-    }
-
-    /// Asks with the credentials there are now, and while the server does not know them, with the next ones in their order,
-    /// at last with those that it knew before.
-    async fn attempt(&mut self, trigger: Trigger) -> Result<Grant, TokenError> {
-        let read = self.endpoint.credentials();
-        let is_unreadable = read.is_err();
-        let candidates = self.rotation.candidates(read)?;
-        if is_unreadable {
-            self.tell_rotation(Some(SecretReload::Unreadable));
-        }
-        if self.rotation.is_pending() {
-            self.failures.forget_backoff();
-        }
-        let refusal = match self.fetch(&candidates.first, trigger).await {
-            Err(error) if error.refuses_credentials() => error,
-            result => {
-                if result.is_ok() {
-                    let outcome = self.rotation.accepted(candidates.first, None);
-                    self.tell_rotation(outcome);
-                }
-                return result;
-            }
-        };
-        for credentials in candidates.others {
-            match self.fetch(&credentials, trigger).await {
-                Err(error) if error.refuses_credentials() => {}
-                result => {
-                    if result.is_ok() {
-                        let outcome = self.rotation.accepted(credentials, Some(refusal));
-                        self.tell_rotation(outcome);
-                    }
-                    return result;
-                }
-            }
-        }
-        let outcome = self.rotation.refused();
-        self.tell_rotation(outcome);
-        Err(refusal)
-    }
-
-    async fn fetch(
-        &self,
-        credentials: &Credentials,
-        trigger: Trigger,
-    ) -> Result<Grant, TokenError> {
-        let started = Instant::now();
-        let result = self.endpoint.fetch(credentials).await;
-        let outcome = match &result {
-            Ok(_) => FetchOutcome::Success,
-            Err(error) => error.outcome(),
-        };
-        self.exchange
-            .metrics
-            .requested(trigger, outcome, started.elapsed());
-        result
-    }
-
-    fn tell_rotation(&self, outcome: Option<SecretReload>) {
-        if let Some(outcome) = outcome {
-            self.exchange.metrics.secret_reloaded(outcome);
-            info!(
-                token = self.key.label(),
-                outcome = outcome.as_str(),
-                error = self.rotation.refusal().map(tracing::field::display),
-                "client credentials changed"
-            );
         }
     }
 
@@ -311,9 +244,12 @@ impl Refresher {
     async fn fail(&mut self, error: TokenError) -> Standing {
         let held = self.put_back().await;
         let usable_for = held.map_or(Duration::ZERO, |token| token.usable_for(Moment::now()));
-        let delay = self
+        let mut delay = self
             .failures
             .next_delay(&error, usable_for, fastrand::f64());
+        if error.refuses_credentials() && self.rotation.forget_proven() {
+            delay = DEMAND_INTERVAL;
+        }
         warn!(
             token = self.key.label(),
             %error,
@@ -348,11 +284,10 @@ impl Refresher {
         self.standing.send_replace(standing);
     }
 
-    /// Gives the token back, where that is configured, and leaves nothing behind.
-    async fn end(self) {
-        self.exchange.metrics.set_available(false);
-        if let Some(token) = self.cache.remove(&self.key).await
-            && self.policy.revoke_at_end
+    /// At the end of the process: revokes the token, where that is configured.
+    async fn give_back(self) {
+        if self.policy.revoke_at_end
+            && let Some(token) = self.cache.get(&self.key).await
             && token.is_usable(Moment::now())
             && let Some(credentials) = self.rotation.proven()
         {
@@ -364,6 +299,14 @@ impl Refresher {
                 Err(error) => warn!(token = self.key.label(), %error, "token not revoked"),
             }
         }
+        self.end().await;
+    }
+
+    /// Leaves nothing behind. A token that a reload made superfluous is not revoked: a server that gives the same one to
+    /// all who ask has given it to the next refresher too.
+    async fn end(self) {
+        self.cache.remove(&self.key).await;
+        self.exchange.metrics.set_available(false);
         self.standing.send_replace(Standing::Ended);
     }
 }

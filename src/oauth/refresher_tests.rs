@@ -19,6 +19,42 @@ async fn renewal_comes_at_70_to_80_percent_and_the_old_token_serves_until_the_ne
     }
 }
 
+/// E-03: an answer of half a minute, and a token that is good meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_slow_server_holds_up_nobody() {
+    let rig = Rig::start(|n| Answer::token(n, 3600).after(secs(if n == 1 { 0 } else { 30 })));
+    rig.token().await.unwrap();
+    let asked = rig.server.request(2).await.at;
+    while asked.elapsed() < secs(30) {
+        assert_eq!(rig.token_at_once().await.unwrap(), "1");
+        sleep(secs(1)).await;
+    }
+    sleep(TICK).await;
+    assert_eq!(rig.token_at_once().await.unwrap(), "2");
+}
+
+/// E-04: half of its answers are failures, for ten hours.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_fails_half_of_the_time_holds_up_nobody() {
+    fastrand::seed(4);
+    let rig = Rig::start(|n| match n > 1 && fastrand::bool() {
+        true => Answer::status([500, 502, 503, 429][n % 4]),
+        false => Answer::token(n, 3600),
+    });
+    rig.token().await.unwrap();
+    let begun = Instant::now();
+    while begun.elapsed() < secs(36_000) {
+        rig.token_at_once().await.unwrap();
+        sleep(secs(20)).await;
+    }
+    // Ten hours hold at most 15 lives; half of the attempts fail.
+    assert!(
+        (11..60).contains(&rig.server.count()),
+        "{}",
+        rig.server.count()
+    );
+}
+
 /// C-53, C-54
 #[tokio::test(start_paused = true)]
 async fn failed_renewals_keep_the_old_token_to_its_usable_end_and_no_longer() {
@@ -152,7 +188,7 @@ async fn a_secret_that_appears_is_tried_at_once() {
     assert!(first.at - appeared <= TICK);
 }
 
-/// C-45
+/// C-45, E-07
 #[tokio::test(start_paused = true)]
 async fn the_server_says_when_to_ask_again() {
     let rig = Rig::start(|n| {
@@ -230,6 +266,42 @@ async fn a_changed_secret_that_is_refused_leaves_the_old_one_in_use() {
         panic!("{:?}", rig.handle.standing());
     };
     assert!(refused.is_none(), "all is well again");
+}
+
+/// The server is told of a change just as we try the old secret after the new one.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_changes_between_two_tries_is_asked_again_soon() {
+    let rig = Rig::start(|n| match n {
+        2 | 3 => Answer::refusal(401, "invalid_client"),
+        _ => Answer::token(n, 3600),
+    });
+    rig.token().await.unwrap();
+    rig.write_secret("r0tated");
+    let refused = rig.server.request(3).await;
+    assert!(refused.text.contains(&basic("s3cret")), "the old one, last");
+    let again = rig.server.request(4).await;
+    assert!(again.at - refused.at <= secs(1) + TICK);
+    assert!(again.text.contains(&basic("r0tated")));
+    sleep(TICK).await;
+    assert_eq!(rig.token_at_once().await.unwrap(), "4");
+    assert_eq!(rig.metric(&reloads("refused")), 1.0);
+}
+
+/// A file that is changed before the server is told: the new secret is found good at a later renewal.
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_is_accepted_later_is_counted_then() {
+    let rig = Rig::start_by(
+        |n, request| match n < 6 && request.contains(&basic("r0tated")) {
+            true => Answer::refusal(401, "invalid_client"),
+            false => Answer::token(n, 3600),
+        },
+    );
+    rig.token().await.unwrap();
+    rig.write_secret("r0tated");
+    rig.server.request(6).await;
+    sleep(TICK).await;
+    assert_eq!(rig.metric(&reloads("refused")), 1.0);
+    assert_eq!(rig.metric(&reloads("accepted")), 1.0);
 }
 
 fn reloads(outcome: &str) -> String {

@@ -80,7 +80,7 @@ impl Rotation {
     }
 
     /// A token came for `credentials`; `refusal` is what was said of those before them in the order. Returns what became of
-    /// a change.
+    /// a change, if that is news.
     pub(super) fn accepted(
         &mut self,
         credentials: Arc<Credentials>,
@@ -90,14 +90,19 @@ impl Rotation {
             .present
             .iter()
             .any(|present| Arc::ptr_eq(present, &credentials));
-        let first_is_in_use = is_present && refusal.is_none();
-        if first_is_in_use {
-            self.refusal = None;
-        } else if let Some(refusal) = refusal {
+        let is_first = is_present && refusal.is_none();
+        let were_refused = self.refusal.is_some();
+        if let Some(refusal) = refusal {
             self.refusal = Some(Arc::new(refusal));
+        } else if is_first {
+            self.refusal = None;
         }
         self.proven = Some(credentials);
         let was_pending = std::mem::take(&mut self.pending);
+        if is_first && were_refused {
+            // The server was told of them later than we were.
+            return Some(SecretReload::Accepted);
+        }
         was_pending.then_some(if is_present {
             SecretReload::Accepted
         } else {
@@ -108,6 +113,18 @@ impl Rotation {
     /// The server knows none of them. Returns what became of a change.
     pub(super) fn refused(&mut self) -> Option<SecretReload> {
         std::mem::take(&mut self.pending).then_some(SecretReload::Refused)
+    }
+
+    /// After a refusal of all: forgets those that worked before, and says whether they were others than those that are
+    /// configured. Then the server may have been told of a change between two requests, and knows the new ones by now.
+    pub(super) fn forget_proven(&mut self) -> bool {
+        let proven = self.proven.take();
+        proven.is_some_and(|proven| {
+            !self
+                .present
+                .iter()
+                .any(|present| present.is_same_as(&proven))
+        })
     }
 
     /// Why the credentials that are configured first are not the ones in use.

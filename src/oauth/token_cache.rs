@@ -67,8 +67,8 @@ impl TokenCache {
         self.0.insert(key, token).await;
     }
 
-    pub(super) async fn remove(&self, key: &Arc<TokenKey>) -> Option<Arc<AccessToken>> {
-        self.0.remove(key).await
+    pub(super) async fn remove(&self, key: &Arc<TokenKey>) {
+        self.0.invalidate(key).await;
     }
 }
 

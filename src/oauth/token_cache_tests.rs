@@ -104,7 +104,7 @@ async fn a_request_fails_at_once_when_the_next_attempt_comes_too_late() {
     check(|| Answer::retry_after(503, "60"), false, 60).await;
 }
 
-/// C-55
+/// C-55, E-09
 #[tokio::test(start_paused = true)]
 async fn after_an_outage_one_token_request_serves_all_who_wait() {
     let policy = RefreshPolicy {

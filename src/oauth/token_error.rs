@@ -193,10 +193,11 @@ impl TokenError {
         }
     }
 
-    /// Whether it is the credentials that are refused, so that others may do better. Some servers say so with the status
-    /// 401 and a code of their own choice.
+    /// Whether it is the credentials that are refused, or of no use, so that others may do better. Some servers say so with
+    /// the status 401 and a code of their own choice.
     pub fn refuses_credentials(&self) -> bool {
         match self {
+            Self::Assertion(_) => true,
             Self::Refused(refusal) => {
                 refusal.code == ErrorCode::InvalidClient
                     || refusal.status == StatusCode::UNAUTHORIZED
@@ -242,8 +243,9 @@ impl TokenError {
         Some(match self {
             Self::Refused(refusal) => match refusal.code {
                 ErrorCode::InvalidClient => {
-                    "the client id or secret is wrong, or the server wants another client_auth (such as \
-                     client_secret_post instead of client_secret_basic), or basic_encoding = \"raw\""
+                    "the server does not know the client by this: compare client_id and secret, key (key_id) or \
+                     certificate with what is registered there; or it wants another client_auth, or \
+                     basic_encoding = \"raw\""
                 }
                 ErrorCode::UnauthorizedClient => {
                     "this client may not use the client credentials grant; allow it at the authorization server"
@@ -256,7 +258,7 @@ impl TokenError {
                 "is token_url complete? A trailing slash can be part of it"
             }
             Self::Status { status, .. } if matches!(status.as_u16(), 401 | 403) => {
-                "the client id or secret is wrong, or something in front of the authorization server refuses us"
+                "the client id or its secret is wrong, or something in front of the authorization server refuses us"
             }
             Self::Redirect {
                 target: RedirectTarget::TrailingSlash,

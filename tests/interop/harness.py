@@ -6,8 +6,10 @@ import os
 import random
 import re
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -87,8 +89,13 @@ def receive(connection):
     return Answer(response.status, response.headers, response.read())
 
 
-def fetch(port, method, path, headers=(), body=None, timeout=20):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+def fetch(port, method, path, headers=(), body=None, timeout=20, authority=None):
+    """One request on a connection of its own; over TLS if `authority`, the file of a CA, is given."""
+    if authority:
+        context = ssl.create_default_context(cafile=authority)
+        connection = http.client.HTTPSConnection("localhost", port, timeout=timeout, context=context)
+    else:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     try:
         send(connection, method, path, headers, body)
         return receive(connection)
@@ -96,21 +103,91 @@ def fetch(port, method, path, headers=(), body=None, timeout=20):
         connection.close()
 
 
-# --- Django -------------------------------------------------------------------------------------------------
+def records(file):
+    """What a server wrote down, oldest first: one JSON object in each line."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-class Django:
-    """A gunicorn serving the `payments` project: an authorization server, the API, or both."""
+class Load:
+    """Applications that keep asking over connections that stay open, for as long as the block lasts."""
 
-    def __init__(self, state, name, lifetime=36000, tls=False):
-        self.state, self.name, self.lifetime, self.tls = state, name, lifetime, tls
-        self.port = None
-        self.process = None
+    def __init__(self, bearerd, clients=4, pace=0.03):
+        """Each client rests `pace` seconds between an answer and its next request."""
+        self.port, self.pace = bearerd.port, pace
+        self.count, self.slowest, self.failures, self.token_hashes = 0, 0.0, [], set()
+        self.lock, self.ended = threading.Lock(), threading.Event()
+        self.threads = [threading.Thread(target=self.keep_asking) for _ in range(clients)]
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+        for thread in self.threads:
+            thread.join()
+
+    def keep_asking(self):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        while not self.ended.is_set():
+            begun = time.monotonic()
+            try:
+                send(connection, "GET", "/payments/")
+                answer = receive(connection)
+                failure = None if answer.status == 200 else str(answer)
+            except (OSError, http.client.HTTPException) as error:
+                failure = repr(error)
+                connection.close()
+            with self.lock:
+                self.count += 1
+                self.slowest = max(self.slowest, time.monotonic() - begun)
+                if failure:
+                    self.failures.append(failure)
+                else:
+                    self.token_hashes.add(answer.token_hash)
+            self.ended.wait(self.pace)
+        connection.close()
+
+    def expect_no_failure(self):
+        expect(self.count, "no request was made")
+        failed = len(self.failures)
+        expect(not failed, f"{failed} of {self.count} requests failed, the first: {self.failures[:1]}")
+
+    def __str__(self):
+        return f"{self.count} requests, the slowest {self.slowest * 1000:.0f} ms"
+
+
+# --- servers ------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """A process that serves until it is told to end."""
+
+    process = None
 
     def start(self):
         """Starts it, on the port it had before if there was one, and waits until it answers."""
         self.launch()
         self.wait_answering()
+
+    def stop(self):
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Django(Server):
+    """A gunicorn serving the `payments` project: an authorization server, the API, or both."""
+
+    def __init__(self, state, name, lifetime=36000, tls=False):
+        self.state, self.name, self.lifetime, self.tls = state, name, lifetime, tls
+        self.port = None
 
     def launch(self):
         listener = socket.create_server(("127.0.0.1", self.port)) if self.port else listen_somewhere()
@@ -127,29 +204,9 @@ class Django:
             )
 
     def wait_answering(self):
-        if self.tls:
-            import ssl
-
-            context = ssl.create_default_context(cafile=self.state / "ca.pem")
-            connection = http.client.HTTPSConnection("localhost", self.port, timeout=30, context=context)
-        else:
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
-            send(connection, "GET", "/payments/")
-            answer = receive(connection)
-        finally:
-            connection.close()
+        authority = self.state / "ca.pem" if self.tls else None
+        answer = fetch(self.port, "GET", "/payments/", timeout=30, authority=authority)
         expect(answer.status == 401, f"{self.name} does not start: {answer}")
-
-    def stop(self):
-        if self.process is None:
-            return
-        self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
 
     @property
     def url(self):

@@ -289,7 +289,7 @@ fn a_key_that_cannot_sign_stops_the_start() {
     assert_eq!(auth.requests().len(), 0);
 }
 
-/// A key that is broken while it is replaced costs nothing while the token is good, and no restart.
+/// A key that is broken while it is replaced costs nothing: the one before it signs on.
 #[test]
 fn a_key_that_is_broken_at_run_time_is_told_and_can_be_mended() {
     let (upstream, auth) = (Upstream::ok(), AuthorizationServer::issuing_for(3.0));
@@ -301,9 +301,13 @@ fn a_key_that_is_broken_at_run_time_is_told_and_can_be_mended() {
     let lines = format!("token_url = {url:?}\nclient_auth = \"private_key_jwt\"\n{key}");
     let sidecar = setup.credential_instead(&lines).start();
     replace(&path, "-----BEGIN PRIVATE KEY-----\n");
-    wait_until("a failure", || {
-        sidecar.metric("bearerd_token_consecutive_failures{token=\"payments\"}") > 0.0
+    wait_until("it is told", || {
+        let ready = sidecar.admin("/readyz?verbose").text();
+        ready.contains("for credentials before the present ones: secret_error")
     });
+    let before = auth.requests().len();
+    auth.wait_for_requests(before + 1);
+    assert!(claims(&auth.requests()[before - 1], &first).is_some());
     replace(&path, &second.serialize_pem());
     eventually("a request signed with the new key", || {
         let requests = auth.requests();

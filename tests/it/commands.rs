@@ -55,14 +55,18 @@ fn a_start_says_in_six_lines_what_it_does() {
     let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
     let setup = Setup::between(&upstream, &auth).credential("scope = \"read\"");
     let config = setup.config_file().display().to_string();
-    let sidecar = setup.start_process_with(&[("BEARERD_LOG_FORMAT", "text")]);
+    let environment = [
+        ("BEARERD_LOG_FORMAT", "text"),
+        ("BEARERD_LOG_LEVEL", "info"),
+    ];
+    let sidecar = setup.start_process_with(&environment);
     let log = eventually("six lines", || {
         Some(sidecar.process.stderr()).filter(|log| log.contains("ready  "))
     });
     let version = env!("CARGO_PKG_VERSION");
     let starts = [
         format!("bearerd {version} ("),
-        format!("config {config} + 1 variables + 0 flags"),
+        format!("config {config} + 2 variables + 0 flags"),
         format!("proxy  http://{} -> {}", sidecar.proxy, upstream.url()),
         format!("admin  http://{} (", sidecar.admin),
         format!(
@@ -101,6 +105,7 @@ fn a_port_in_use_is_74() {
     }
 }
 
+/// C-72
 #[test]
 fn wrong_usage_is_2_and_there_is_no_flag_for_a_secret() {
     for arguments in [
@@ -259,7 +264,7 @@ fn what_cannot_be_reached_is_69_and_refused_credentials_are_77() {
         let said = ended.stdout + &ended.stderr;
         assert!(said.contains("invalid_client"), "{said}");
         assert!(
-            said.contains("hint: the client id or secret is wrong"),
+            said.contains("hint: the server does not know the client by this"),
             "{said}"
         );
     }
@@ -448,4 +453,44 @@ fn a_reader_that_went_away_is_no_failure() {
     let mut version = std::process::Command::new(env!("CARGO_BIN_EXE_bearerd"));
     let status = version.arg("version").stdout(writer).status().unwrap();
     assert_eq!(status.code(), Some(0));
+}
+
+/// C-73: no core file, and nobody else of the same user may look into its memory: such a process belongs to root in /proc.
+#[test]
+#[cfg(target_os = "linux")]
+fn its_memory_is_private() {
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::process::CommandExt;
+
+    let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
+    let sidecar = Setup::between(&upstream, &auth).start_process();
+    let limits = sidecar.process.proc("limits");
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"));
+    let words: Vec<&str> = core.unwrap().split_whitespace().collect();
+    assert_eq!(words[4..6], ["0", "0"], "{limits}");
+
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_bearerd"));
+    command.args(["wait", "--timeout", "60s"]);
+    command
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null());
+    let nobody = 65534;
+    if fs::metadata("/proc/self").unwrap().uid() == 0 {
+        command.uid(nobody).gid(nobody);
+    }
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            println!("half of it is skipped: another user may not run the program ({error})");
+            return;
+        }
+    };
+    wait_until("a process of root's", || {
+        let owner = fs::metadata(format!("/proc/{}/environ", child.id()));
+        owner.is_ok_and(|owner| owner.uid() == 0)
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
 }

@@ -7,7 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use tokio::time::Instant;
 
-use crate::support::authorization_server::CLIENT_SECRET;
+use crate::support::authorization_server::{CLIENT_SECRET, grant};
 use crate::support::client::request;
 use crate::support::upstream::OK;
 use crate::support::{AuthorizationServer, Setup, Sidecar, Upstream, wait_until};
@@ -234,5 +234,45 @@ fn a_pause_costs_what_was_in_flight_and_sends_nothing_expired() {
     assert!(
         asked as u64 <= most,
         "{asked} token requests, {issued} before"
+    );
+}
+
+/// RFC 7009: the last token is given back, and a server that does not answer holds the end up for 2 s at most.
+#[test]
+fn the_last_token_is_revoked_at_the_end() {
+    let upstream = Upstream::ok();
+    let auth = AuthorizationServer::scripted(|exchange| match exchange.head.line.as_str() {
+        "POST /revoke HTTP/1.1" => exchange.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+        "POST /hang HTTP/1.1" => exchange.stall(),
+        _ => exchange.send(grant("token-1", 3600.0)),
+    });
+    for (path, takes) in [("revoke", 0), ("hang", 2)] {
+        let url = auth.url().replace("o/token/", path);
+        let sidecar = Setup::between(&upstream, &auth)
+            .credential(&format!("revoke_url = {url:?}\nrevoke_on_shutdown = true"))
+            .start_process();
+        let stopped = Instant::now();
+        sidecar.process.signal("INT");
+        assert_eq!(sidecar.process.ended().code, 0);
+        assert!(stopped.elapsed() >= Duration::from_secs(takes));
+        let last = auth.requests().pop().unwrap();
+        assert_eq!(last.head.line, format!("POST /{path} HTTP/1.1"));
+        let form = String::from_utf8(last.body.data).unwrap();
+        assert_eq!(form, "token=token-1&token_type_hint=access_token");
+    }
+}
+
+/// Without it, a server that does not answer holds up nothing.
+#[test]
+fn a_token_request_under_way_does_not_hold_up_the_end() {
+    let (upstream, auth) = (Upstream::ok(), AuthorizationServer::hanging());
+    let sidecar = Setup::between(&upstream, &auth).start_process_unready();
+    auth.wait_for_requests(1);
+    let stopped = Instant::now();
+    sidecar.process.signal("INT");
+    assert_eq!(sidecar.process.ended().code, 0);
+    assert!(
+        stopped.elapsed() < Duration::from_secs(10),
+        "its request_timeout"
     );
 }

@@ -15,7 +15,10 @@ pub(super) enum Next {
     Attempt(Trigger),
     /// The token is left to its end; so is the refresher, until somebody wants one.
     Rest,
-    End,
+    /// Nobody holds a handle any more.
+    Abandoned,
+    /// The process ends.
+    Farewell,
 }
 
 impl Refresher {
@@ -48,8 +51,8 @@ impl Refresher {
         tokio::select! {
             next = work => next,
             next = wish => next,
-            () = self.standing.closed() => Next::End,
-            () = self.exchange.farewell.notified() => Next::End,
+            () = self.standing.closed() => Next::Abandoned,
+            () = self.exchange.farewell.notified() => Next::Farewell,
         }
     }
 

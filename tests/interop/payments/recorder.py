@@ -40,27 +40,22 @@ def hold(kind):
 def record_token_request(request, response):
     """One line for each token request: this is how the driver counts them."""
     basic = request.headers.get("Authorization", "")
-    client_id, how = request.POST.get("client_id"), []
+    client_id, how, decoded = request.POST.get("client_id"), [], ""
     if basic.lower().startswith("basic "):
         decoded = base64.b64decode(basic[6:]).decode()
         client_id = unquote_plus(decoded.partition(":")[0])
         how.append("basic")
     if "client_secret" in request.POST:
         how.append("post")
-    line = json.dumps(
-        {
-            "client_id": client_id,
-            "how": "+".join(how),
-            "scope": request.POST.get("scope"),
-            "status": response.status_code,
-        }
+    secret = request.POST.get("client_secret") or unquote_plus(decoded.partition(":")[2])
+    record(
+        "token-requests",
+        client_id=client_id,
+        how="+".join(how),
+        secret=sha256(secret),
+        scope=request.POST.get("scope"),
+        status=response.status_code,
     )
-    # One write to a file opened for appending: lines of several threads and processes never mix.
-    fd = os.open(settings.STATE / "token-requests.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(fd, line.encode() + b"\n")
-    finally:
-        os.close(fd)
 
 
 def describe_arrival(request, response):
@@ -68,4 +63,25 @@ def describe_arrival(request, response):
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     response["X-Seen-Authorization-Lines"] = request.headers.get("X-Authorization-Lines", "?")
     response["X-Seen-Scheme"] = scheme
-    response["X-Seen-Token-Sha256"] = hashlib.sha256(token.encode()).hexdigest() if token else ""
+    response["X-Seen-Token-Sha256"] = sha256(token) if token else ""
+    record(
+        "api-requests",
+        method=request.method,
+        path=request.path,
+        token=response["X-Seen-Token-Sha256"],
+        status=response.status_code,
+    )
+
+
+def sha256(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def record(kind, **fields):
+    """One line in the driver's file KIND.jsonl."""
+    # One write to a file opened for appending: lines of several threads and processes never mix.
+    fd = os.open(settings.STATE / f"{kind}.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(fd, json.dumps(fields).encode() + b"\n")
+    finally:
+        os.close(fd)

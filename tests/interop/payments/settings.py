@@ -24,6 +24,8 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = ["payments.recorder.Recorder", "django.middleware.common.CommonMiddleware"]
 
+PASSWORD_HASHERS = ["payments.hashers.QuickHasher"]
+
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",

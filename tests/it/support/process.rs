@@ -4,10 +4,14 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::authorization_server::{CLIENT_ID, CLIENT_SECRET};
 use super::eventually;
 use super::sidecar::Ports;
 
@@ -17,6 +21,8 @@ pub struct Process {
     stdout: Captured,
     stderr: Captured,
     reader: Arc<AtomicU8>,
+    /// A line of its log that holds what no log may hold.
+    leak: Arc<OnceLock<String>>,
 }
 
 /// What is done with what it logs. There is one reader for each output; it looks after each line.
@@ -46,6 +52,8 @@ impl Process {
         command
             .args(arguments)
             .env_clear()
+            // Whatever a test is about, its log is searched for secrets, so there is as much of it as there can be.
+            .env("BEARERD_LOG_LEVEL", "trace")
             .envs(environment.iter().copied())
             .stdin(Stdio::null());
         Self::spawn(command)
@@ -83,11 +91,19 @@ impl Process {
             .spawn()
             .unwrap();
         let reader = Arc::new(AtomicU8::new(Reader::Reads as u8));
+        let leak = Arc::<OnceLock<String>>::default();
+        let found = leak.clone();
+        let search = move |line: &str| {
+            if holds_a_secret(line) {
+                let _ = found.set(line.to_owned());
+            }
+        };
         Self {
-            stdout: capture(child.stdout.take().unwrap(), Arc::default()),
-            stderr: capture(child.stderr.take().unwrap(), reader.clone()),
+            stdout: capture(child.stdout.take().unwrap(), Arc::default(), |_| {}),
+            stderr: capture(child.stderr.take().unwrap(), reader.clone(), search),
             child,
             reader,
+            leak,
         }
     }
 
@@ -198,7 +214,19 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
         self.unblock_log();
+        if let Some(line) = self.leak.get().filter(|_| !thread::panicking()) {
+            panic!("C-70: a secret or a token in the log: {line}");
+        }
     }
+}
+
+/// C-70: the client secret of these tests in any form, or one of their tokens. Every run of the program is searched.
+fn holds_a_secret(line: &str) -> bool {
+    let basic = STANDARD.encode(format!("{CLIENT_ID}:{CLIENT_SECRET}"));
+    let is_token = line
+        .match_indices("token-")
+        .any(|(at, word)| line[at + word.len()..].starts_with(|c: char| c.is_ascii_digit()));
+    is_token || line.contains(CLIENT_SECRET) || line.contains(basic.trim_end_matches('='))
 }
 
 fn text(captured: &Captured) -> String {
@@ -208,7 +236,11 @@ fn text(captured: &Captured) -> String {
         .clone()
 }
 
-fn capture(stream: impl Read + Send + 'static, reader: Arc<AtomicU8>) -> Captured {
+fn capture(
+    stream: impl Read + Send + 'static,
+    reader: Arc<AtomicU8>,
+    search: impl Fn(&str) + Send + 'static,
+) -> Captured {
     let captured = Captured::default();
     let shared = captured.clone();
     thread::spawn(move || {
@@ -218,8 +250,10 @@ fn capture(stream: impl Read + Send + 'static, reader: Arc<AtomicU8>) -> Capture
             .read_until(b'\n', &mut line)
             .is_ok_and(|read| read > 0)
         {
+            let shown = String::from_utf8_lossy(&line);
+            search(&shown);
             let mut text = shared.lock().unwrap_or_else(PoisonError::into_inner);
-            text.push_str(&String::from_utf8_lossy(&line));
+            text.push_str(&shown);
             drop(text);
             line.clear();
             let is = |state: Reader| reader.load(Ordering::SeqCst) == state as u8;

@@ -88,8 +88,9 @@ fn check(table: Vec<Entry>) {
             Then::Resets => exchange.reset(),
         }
     });
-    // One worker has one pool.
+    // One worker has one pool, and an answer to a second try would not be the one in the table.
     let sidecar = Setup::between(&upstream, &auth)
+        .credential("replay_on_401 = false")
         .tables("[runtime]\nworkers = 1")
         .start();
     let mut wrong = String::new();
