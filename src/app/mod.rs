@@ -1,5 +1,6 @@
 //! Builds every part, runs them, and drains them in order. The only file that knows all parts.
 
+mod admin_port;
 mod announcement;
 mod limits;
 mod plan;
@@ -18,14 +19,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::admin::Admin;
-use crate::admin::health::Health;
 use crate::admin::log::LogControl;
-use crate::admin::verbs::Verbs;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::net::connection::Connections;
-use crate::net::drain::{self, DrainTrigger, DrainWatch};
+use crate::net::drain::{self, DrainWatch};
 use crate::net::listener::{self, Refusal};
 use crate::net::socket::{ListenAddress, ListeningSocket};
 use crate::net::tls::TlsError;
@@ -40,9 +38,6 @@ pub use reloader::Reload;
 use reloader::Reloader;
 use serving::{Serving, Shared};
 use stopping::{drain, end_tokens};
-
-/// Connections to the admin port at a time.
-const ADMIN_CONNECTIONS: usize = 64;
 
 /// A sidecar with its sockets bound, so that a conflict of ports shows before anything has begun.
 pub struct App {
@@ -207,7 +202,7 @@ impl App {
         let shared = self.shared(&watch);
         let in_flight = shared.in_flight.clone();
         let in_flight = || self.limits.in_flight - in_flight.available_permits();
-        let serving = Arc::new(Serving::new(&plan, shared));
+        let serving = Arc::new(Serving::new(&plan, shared, self.addresses.clone()));
         let connections = self.connections();
         // Given away: a socket that stayed here would listen on when the workers have stopped.
         let proxies = std::mem::take(&mut self.proxies);
@@ -227,12 +222,11 @@ impl App {
             reload: self.reload.take(),
         };
         let reloader = tokio::spawn(reloader.run());
-        let health = Health::new(serving.tokens.clone(), watch);
-        let (_admin_drain, mut quits) = self.serve_admin(health, &serving, &connections)?;
+        let mut admin = self.serve_admin(&serving, &watch, &connections)?;
 
         let stop = tokio::select! {
             stop = stops.recv() => stop.unwrap_or(Stop::AtOnce),
-            Some(()) = quits.recv() => Stop::Delayed,
+            Some(()) = admin.quits.recv() => Stop::Delayed,
             // Half a sidecar is worse than none: whoever started us starts us again.
             Some(_) = workers.join_next() => return Err(RunError::WorkerEnded),
             Some(()) = ended_refreshers.recv() => return Err(RunError::RefresherEnded),
@@ -285,42 +279,6 @@ impl App {
             metrics: self.metrics.clone(),
             drain: drain.clone(),
         }
-    }
-
-    /// Serves the admin port until the trigger is dropped; the receiver yields a wish to end that came in there.
-    fn serve_admin(
-        &self,
-        health: Health,
-        serving: &Serving,
-        connections: &Connections,
-    ) -> Result<(DrainTrigger, mpsc::Receiver<()>), RunError> {
-        let (trigger, drain) = drain::channel();
-        let (quitter, quits) = mpsc::channel(1);
-        let verbs = Verbs::new(
-            &self.addresses.admin,
-            serving.tokens.clone(),
-            self.config.admin.quit.then_some(quitter),
-            self.log.clone(),
-        );
-        let metrics = self.metrics.clone();
-        let admin = Arc::new(Admin::new(health, metrics, verbs, self.log.clone()));
-        let connections = Connections {
-            slots: Arc::new(Semaphore::new(ADMIN_CONNECTIONS)),
-            http2: false,
-            metrics: None,
-            ..connections.clone()
-        };
-        let socket = self.admin.try_clone().map_err(RunError::Worker)?;
-        tokio::spawn(listener::serve(
-            socket,
-            connections,
-            drain,
-            move |request, peer| {
-                let admin = admin.clone();
-                async move { admin.handle(request, peer).await }
-            },
-        ));
-        Ok((trigger, quits))
     }
 
     fn connections(&self) -> Connections {

@@ -100,6 +100,9 @@ mod doctor;
 // What operators and the orchestrator see: probes and metrics.
 mod admin;
 
+// The page for a person, and the document that it shows.
+mod status;
+
 // What operators change there.
 mod verbs;
 
