@@ -3,6 +3,7 @@
 mod admin_port;
 mod announcement;
 mod limits;
+mod notifier;
 mod plan;
 mod reloader;
 mod serving;
@@ -33,6 +34,7 @@ use crate::proxy::connection_refusal;
 use crate::runtime;
 use announcement::announce_first_token;
 use limits::Limits;
+pub use notifier::Notifier;
 use plan::Planner;
 pub use reloader::Reload;
 use reloader::Reloader;
@@ -49,6 +51,7 @@ pub struct App {
     metrics: Arc<Metrics>,
     log: Option<LogControl>,
     reload: Option<Reload>,
+    notifier: Arc<Notifier>,
 }
 
 /// Where a sidecar listens; port 0 of the configuration is a real port here.
@@ -88,6 +91,17 @@ pub enum Stop {
 pub struct Outcome {
     /// Requests that were cut.
     pub cut: usize,
+}
+
+impl Outcome {
+    fn told(self) -> Self {
+        if self.cut > 0 {
+            warn!(requests = self.cut, "stopped, requests were cut");
+        } else {
+            info!("stopped, nothing was lost");
+        }
+        self
+    }
 }
 
 /// Why a sidecar could not start or go on.
@@ -171,6 +185,7 @@ impl App {
             metrics: Metrics::new(),
             log,
             reload: None,
+            notifier: Arc::default(),
         })
     }
 
@@ -178,6 +193,12 @@ impl App {
     /// names are.
     pub fn reloading(mut self, reload: Reload) -> Self {
         self.reload = Some(reload);
+        self
+    }
+
+    /// The service manager is told how things stand.
+    pub fn notifying(mut self, notifier: Notifier) -> Self {
+        self.notifier = Arc::new(notifier);
         self
     }
 
@@ -220,9 +241,11 @@ impl App {
             metrics: self.metrics.clone(),
             files,
             reload: self.reload.take(),
+            notifier: self.notifier.clone(),
         };
         let reloader = tokio::spawn(reloader.run());
         let mut admin = self.serve_admin(&serving, &watch, &connections)?;
+        let _watchdog = self.tell_service_manager();
 
         let stop = tokio::select! {
             stop = stops.recv() => stop.unwrap_or(Stop::AtOnce),
@@ -240,6 +263,7 @@ impl App {
             Stop::Delayed if open() > 0 => proxy.drain_delay,
             Stop::Delayed | Stop::AtOnce => Duration::ZERO,
         };
+        self.notifier.stopping(in_flight());
         info!(
             connections = open(),
             requests = in_flight(),
@@ -256,12 +280,19 @@ impl App {
         )
         .await;
         end_tokens(&current.load()).await;
-        if cut > 0 {
-            warn!(requests = cut, "stopped, requests were cut");
-        } else {
-            info!("stopped, nothing was lost");
-        }
-        Ok(Outcome { cut })
+        Ok(Outcome { cut }.told())
+    }
+
+    /// That it is ready, and while what it returns lives, that it is alive.
+    fn tell_service_manager(&self) -> JoinSet<()> {
+        let addresses = self.addresses.proxy.iter();
+        let addresses: Vec<String> = addresses.map(announcement::url).collect();
+        self.notifier
+            .ready(&format!("serving on {}", addresses.join(", ")));
+        let notifier = self.notifier.clone();
+        let mut watchdog = JoinSet::new();
+        watchdog.spawn(async move { notifier.keep_alive().await });
+        watchdog
     }
 
     fn planner(&self, signals: Signals) -> Planner {
