@@ -157,7 +157,7 @@ fn a_renewal_on_request_does_not_wait_for_the_backoff() {
 #[test]
 fn the_log_level_changes_while_it_runs() {
     let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
-    let sidecar = Setup::between(&upstream, &auth).start_process();
+    let sidecar = Setup::between(&upstream, &auth).start_process_at_info();
     let is_debug = |log: String| log.contains("\"level\":\"DEBUG\"");
     assert!(!is_debug(sidecar.process.stderr()));
     for (path, body, level) in [
