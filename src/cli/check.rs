@@ -1,12 +1,18 @@
 //! `check` and `token`: try the configuration, and say what was found and what to do.
 
+use std::time::Duration;
+
+use http::Uri;
+use tokio::time::Instant;
+
 use super::arguments::TokenFormat;
+use super::doctor::Patient;
 use super::{Exit, block_on};
 use crate::config::{Config, TokenConfig};
-use crate::net::body::Chain;
-use crate::net::connect::ConnectError;
-use crate::net::outbound_proxy::ProxyFault;
-use crate::oauth::access_token::Grant;
+use crate::net::connect::Connector;
+use crate::oauth::CredentialConfig;
+use crate::oauth::access_token::{Grant, SKEW_WORTH_TELLING};
+use crate::oauth::token_endpoint::{Location, TokenEndpoint};
 use crate::oauth::token_error::TokenError;
 use crate::proxy::upstream::{Upstream, UpstreamConfig};
 
@@ -20,8 +26,12 @@ pub(super) fn check(config: &Config, online: bool) -> Exit {
     }
     block_on(async {
         let mut first = Exit::Clean;
-        for token in &config.tokens {
-            let exit = check_token(config, token).await;
+        for (index, token) in config.tokens.iter().enumerate() {
+            let others = &config.tokens[..index];
+            let is_reached = others
+                .iter()
+                .any(|other| other.credential == token.credential);
+            let exit = check_token(config, token, is_reached).await;
             first = first.or(exit);
         }
         for upstream in &config.upstreams {
@@ -32,86 +42,135 @@ pub(super) fn check(config: &Config, online: bool) -> Exit {
     })
 }
 
-async fn check_token(config: &Config, token: &TokenConfig) -> Exit {
-    let name = &token.label;
-    match fetch(config, token).await {
+/// The way there is the same for each scope of a credential, and told once.
+async fn check_token(config: &Config, token: &TokenConfig, is_reached: bool) -> Exit {
+    let name = format!("token {}", token.label);
+    let credential = &config.credentials[token.credential];
+    let fail = |error: &TokenError| {
+        say!("fail  {name}: {error}");
+        if let Some(hint) = error.hint() {
+            say!("      hint: {hint}");
+        }
+        token_exit(error)
+    };
+    let endpoint = match credential.token_endpoint() {
+        Ok(endpoint) => endpoint.for_scope(token.scope.clone()),
+        Err(error) => return fail(&error.into()),
+    };
+    let url = match endpoint.url().await {
+        Ok(url) => url,
+        Err(error) => return fail(&error),
+    };
+    if !is_reached {
+        let connector = match Connector::new(&credential.connect, None) {
+            Ok(connector) => connector,
+            Err(error) => return fail(&error.into()),
+        };
+        let reached = reach(credential, &name, &url, connector).await;
+        if reached != Exit::Clean {
+            return reached;
+        }
+    }
+    let started = Instant::now();
+    match fetch(&endpoint).await {
         Ok(grant) => {
-            say!(
-                "ok    token {name}: lifetime {}, scope {}, fingerprint {}",
-                lifetime_text(&grant),
-                grant.scope.as_deref().unwrap_or("as asked"),
-                grant.fingerprint
-            );
-            if let Some(missing) = &grant.missing_scope {
-                say!("warn  token {name}: asked for and not granted: {missing}");
-            }
+            tell_of_grant(&name, &grant, token.scope.as_deref(), started.elapsed());
             Exit::Clean
         }
         Err(error) => {
-            say!("fail  token {name}: {error}");
-            if let Some(hint) = error.hint() {
-                say!("      hint: {hint}");
+            let exit = fail(&error);
+            if may_lack_a_slash(&error, &url) {
+                say!("      hint: {url} does not end in a slash; for django-oauth-toolkit it must");
             }
-            token_exit(&error)
+            exit
         }
     }
+}
+
+async fn reach(credential: &CredentialConfig, name: &str, url: &Uri, connector: Connector) -> Exit {
+    if let Location::Issuer(issuer) = &credential.endpoint.location {
+        let issuer = issuer.identifier();
+        say!("ok    {name}: the metadata of {issuer} say that tokens are at {url}");
+    }
+    let patient = Patient {
+        name: name.to_owned(),
+        table: format!("credential.{}", credential.name),
+        url,
+        connect: &credential.connect,
+    };
+    patient.examine(connector).await
+}
+
+fn tell_of_grant(name: &str, grant: &Grant, asked: Option<&str>, took: Duration) {
+    say!(
+        "ok    {name}: lifetime {}, scope {}, fingerprint {} ({} ms)",
+        lifetime_text(grant),
+        grant.scope.as_deref().unwrap_or("as asked"),
+        grant.fingerprint,
+        took.as_millis()
+    );
+    if let Some(missing) = &grant.missing_scope {
+        say!("warn  {name}: asked for and not granted: {missing}");
+        say!(
+            "      hint: asked for {:?}; let the authorization server grant it, or ask for less",
+            asked.unwrap_or_default()
+        );
+    }
+    if grant
+        .lifetime
+        .is_none_or(|lifetime| lifetime < SHORT_LIFETIME)
+    {
+        say!(
+            "warn  {name}: tokens live for less than a minute, so they are asked for all the time"
+        );
+    }
+    match grant.clock_skew(took) {
+        Some(skew) if skew.abs() > SKEW_WORTH_TELLING => {
+            let ahead = if skew > 0.0 { "ahead of" } else { "behind" };
+            say!(
+                "warn  {name}: its clock is {:.0} s {ahead} ours",
+                skew.abs()
+            );
+            say!(
+                "      hint: one of the two is wrong; assertions and tokens may be refused for it"
+            );
+        }
+        Some(_) => say!("ok    {name}: its clock is ours, to a few seconds"),
+        None => {}
+    }
+}
+
+/// Tokens that live shorter than this are rather a mistake.
+const SHORT_LIFETIME: Duration = Duration::from_secs(60);
+
+/// Django answers so where only the address with a slash is known.
+fn may_lack_a_slash(error: &TokenError, url: &Uri) -> bool {
+    let is_other = matches!(error, TokenError::Status { status, .. }
+        if matches!(status.as_u16(), 404 | 405 | 500));
+    is_other && !url.path().ends_with('/')
 }
 
 /// Connects, and sends nothing: a request to a payments API is not for us to invent.
 async fn check_upstream(config: &UpstreamConfig) -> Exit {
-    let (name, url) = (&config.name, &config.url);
+    let name = format!("upstream {}", config.name);
     let connector = match Upstream::connector(config, None) {
         Ok(connector) => connector,
         Err(error) => {
-            say!("fail  upstream {name}: {error}");
+            say!("fail  {name}: {error}");
             return Exit::Config;
         }
     };
-    match connector.connect(url.clone()).await {
-        Ok(stream) => {
-            let session = match stream.inner().tls() {
-                Some(tls) => format!(
-                    "{:?}, {}",
-                    tls.protocol_version()
-                        .unwrap_or(rustls::ProtocolVersion::TLSv1_3),
-                    match tls.alpn_protocol() {
-                        Some(b"h2") => "HTTP/2",
-                        _ => "HTTP/1.1",
-                    }
-                ),
-                None => "without TLS".to_owned(),
-            };
-            say!("ok    upstream {name}: connected to {url} ({session})");
-            Exit::Clean
-        }
-        Err(error) => {
-            say!("fail  upstream {name}: {}", Chain(&error));
-            let hint = match error {
-                ConnectError::Dns(_) => "the host name of [upstream] url has no address here",
-                ConnectError::Tcp(_) | ConnectError::Timeout => {
-                    "is the API up, and reachable from here?"
-                }
-                ConnectError::Tls(_) => {
-                    "a private CA needs [upstream] ca_file, another name server_name; some APIs want client_cert_file"
-                }
-                ConnectError::Proxy(ProxyFault::Refused(_)) => {
-                    "the proxy must allow CONNECT to the API; it is asked without credentials. no_proxy goes around it"
-                }
-                ConnectError::Proxy(_) => {
-                    "is [upstream] proxy_url an HTTP proxy, up, and reachable from here?"
-                }
-                ConnectError::Exhausted(_) => "raise the limit of open files, ulimit -n",
-            };
-            say!("      hint: {hint}");
-            Exit::Unavailable
-        }
-    }
+    let patient = Patient {
+        name,
+        table: format!("upstream.{}", config.name),
+        url: &config.url,
+        connect: &config.connect,
+    };
+    patient.examine(connector).await
 }
 
 /// With the first of the credentials that the server knows.
-async fn fetch(config: &Config, token: &TokenConfig) -> Result<Grant, TokenError> {
-    let endpoint = config.credentials[token.credential].token_endpoint()?;
-    let endpoint = endpoint.for_scope(token.scope.clone());
+async fn fetch(endpoint: &TokenEndpoint) -> Result<Grant, TokenError> {
     let credentials = endpoint.credentials()?;
     #[expect(clippy::expect_used, reason = "never none, by contract")]
     let (last, others) = credentials.split_last().expect("credentials");
@@ -146,7 +205,12 @@ pub(super) fn token(config: &Config, show: bool, format: TokenFormat) -> Exit {
         return Exit::Config;
     };
     block_on(async {
-        match fetch(config, token).await {
+        let endpoint = config.credentials[token.credential].token_endpoint();
+        let grant = match endpoint {
+            Ok(endpoint) => fetch(&endpoint.for_scope(token.scope.clone())).await,
+            Err(error) => Err(error.into()),
+        };
+        match grant {
             Ok(grant) => {
                 print_token(&grant, show, format);
                 Exit::Clean

@@ -10,6 +10,7 @@ macro_rules! say {
 
 mod arguments;
 mod check;
+mod doctor;
 mod manual;
 mod probe;
 

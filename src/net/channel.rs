@@ -1,6 +1,7 @@
 //! A connection to a server, with or without TLS, as hyper uses it.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -40,11 +41,13 @@ impl Stream {
         }
     }
 
-    #[cfg(test)]
-    pub(super) fn peer(&self) -> Option<std::net::SocketAddr> {
+    /// The other end of the TCP connection: the server, or a proxy before it.
+    pub fn peer(&self) -> Option<SocketAddr> {
         match &self.channel {
             Channel::Plain { tcp, .. } => tcp.peer_addr().ok(),
-            _ => None,
+            Channel::Tls(stream) => stream.get_ref().0.peer_addr().ok(),
+            #[cfg(test)]
+            Channel::Memory(_) => None,
         }
     }
 

@@ -76,7 +76,22 @@ pub struct Grant {
     pub server_date: Option<SystemTime>,
 }
 
+/// A server's clock that is further from ours than this, in seconds, is worth a line.
+pub const SKEW_WORTH_TELLING: f64 = 60.0;
+
 impl Grant {
+    /// How far the server's clock is ahead of ours, in seconds, as its `Date` tells to a second; the token request took
+    /// `took` and has just ended.
+    pub fn clock_skew(&self, took: Duration) -> Option<f64> {
+        let theirs = self.server_date?;
+        // It was written somewhere between the request and now.
+        let ours = SystemTime::now() - took / 2;
+        Some(match theirs.duration_since(ours) {
+            Ok(ahead) => ahead.as_secs_f64(),
+            Err(behind) => -behind.duration().as_secs_f64(),
+        })
+    }
+
     /// The token itself, for a person who asked to see it.
     pub fn expose(&self) -> &str {
         let value = self.authorization.to_str().unwrap_or_default();

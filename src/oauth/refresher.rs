@@ -30,7 +30,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::access_token::{AccessToken, Grant, LifetimePolicy, Moment};
+use super::access_token::{AccessToken, Grant, LifetimePolicy, Moment, SKEW_WORTH_TELLING};
 use super::failures::Failures;
 use super::rejection::Rejections;
 use super::rotation::Rotation;
@@ -45,8 +45,6 @@ use waiting::Next;
 const DEMAND_INTERVAL: Duration = Duration::from_secs(1);
 /// The shortest wait for another try when the server gave the token again that it gave before.
 const SAME_TOKEN_INTERVAL: Duration = Duration::from_secs(30);
-/// A server's clock that is further from ours than this is worth a line.
-const SKEW_WORTH_TELLING: f64 = 60.0;
 
 /// How one credential is used over time.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -213,14 +211,10 @@ impl Refresher {
         }
     }
 
-    /// How far the server's clock is from ours, as its `Date` tells to a second.
     fn compare_clocks(&mut self, grant: &Grant, took: Duration) {
-        let Some(theirs) = grant.server_date else {
+        let Some(skew) = grant.clock_skew(took) else {
             return;
         };
-        // It was written somewhere between the request and now.
-        let ours = SystemTime::now() - took / 2;
-        let skew = unix_seconds(theirs) - unix_seconds(ours);
         self.exchange.metrics.set_clock_skew(skew);
         let is_skewed = skew.abs() > SKEW_WORTH_TELLING;
         if is_skewed && !self.is_skewed {

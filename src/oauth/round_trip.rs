@@ -3,10 +3,11 @@
 
 use bytes::Bytes;
 use http::response::Parts;
+use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Collected, LengthLimitError, Limited};
 
-use super::token_error::{TokenError, printable};
+use super::token_error::{RedirectTarget, TokenError, printable};
 use crate::net::body::Body;
 use crate::net::client::HttpClient;
 
@@ -36,12 +37,13 @@ pub(super) async fn round_trip(
     client: &HttpClient,
     request: Request<Body>,
 ) -> Result<(Parts, Bytes), TokenError> {
+    let asked = request.uri().clone();
     let response = client.send(request).await.map_err(TokenError::Send)?;
     let (head, body) = response.into_parts();
     if head.status.is_redirection() {
         return Err(TokenError::Redirect {
             status: head.status,
-            host: redirect_host(&head.headers),
+            target: redirect_target(&asked, &head.headers),
         });
     }
     let answer = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
@@ -62,9 +64,26 @@ pub(super) async fn round_trip(
     Ok((head, answer))
 }
 
-/// The host that a redirect leads to.
-fn redirect_host(headers: &HeaderMap) -> Option<String> {
-    let location = headers.get(header::LOCATION)?.to_str().ok()?;
-    let location: Uri = location.parse().ok()?;
-    Some(printable(location.host()?))
+/// Where a redirect of `asked` leads, as far as it may be told.
+fn redirect_target(asked: &Uri, headers: &HeaderMap) -> RedirectTarget {
+    let location = headers.get(header::LOCATION);
+    let location = location.and_then(|location| location.to_str().ok()?.parse::<Uri>().ok());
+    let Some(location) = location else {
+        return RedirectTarget::SameHost;
+    };
+    if let Some(host) = location.host()
+        && !asked
+            .host()
+            .is_some_and(|own| own.eq_ignore_ascii_case(host))
+    {
+        return RedirectTarget::Host(printable(host));
+    }
+    let with_slash = location.path().strip_suffix('/');
+    if asked.scheme() == Some(&Scheme::HTTP) && location.scheme() == Some(&Scheme::HTTPS) {
+        RedirectTarget::Https
+    } else if with_slash == Some(asked.path()) {
+        RedirectTarget::TrailingSlash
+    } else {
+        RedirectTarget::SameHost
+    }
 }

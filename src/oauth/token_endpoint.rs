@@ -221,22 +221,30 @@ impl TokenEndpoint {
             .unwrap_or(Err(TokenError::TimedOut(limit)))
     }
 
+    /// Where tokens are asked for: as configured, or as the metadata say, which are read if that is due.
+    ///
+    /// # Errors
+    /// When there are no metadata that can be used; within `request_timeout`.
+    pub async fn url(&self) -> Result<Uri, TokenError> {
+        let Shared { client, place, .. } = &*self.shared;
+        match place {
+            Place::Known(url) => Ok(url.clone()),
+            Place::Discovered(discovery) => {
+                let limit = self.config.request_timeout;
+                let metadata = discovery.metadata(client, limit).await?;
+                Ok(metadata.token_endpoint.clone())
+            }
+        }
+    }
+
     async fn ask_for_token(&self, credentials: &Credentials) -> Result<Grant, TokenError> {
         #[cfg(test)]
         if let Some(script) = &self.shared.script {
             return script().await;
         }
-        let Shared { client, place, .. } = &*self.shared;
-        let url = match place {
-            Place::Known(url) => url.clone(),
-            Place::Discovered(discovery) => {
-                let limit = self.config.request_timeout;
-                let metadata = discovery.metadata(client, limit).await?;
-                metadata.token_endpoint.clone()
-            }
-        };
+        let url = self.url().await?;
         let answer = self.post(&url, self.token_form(credentials)?).await;
-        if let (Err(error), Place::Discovered(discovery)) = (&answer, place)
+        if let (Err(error), Place::Discovered(discovery)) = (&answer, &self.shared.place)
             && error.suggests_a_move()
         {
             discovery.doubt();

@@ -72,6 +72,19 @@ impl std::fmt::Display for Refusal {
     }
 }
 
+/// Where a redirect leads, as far as a person needs it.
+#[derive(Debug, thiserror::Error)]
+pub enum RedirectTarget {
+    #[error("{0}")]
+    Host(String),
+    #[error("https at the same host")]
+    Https,
+    #[error("the same address with a slash at its end")]
+    TrailingSlash,
+    #[error("the same host")]
+    SameHost,
+}
+
 /// No token, and why. No variant holds any of the answer's body but the sanitized parts of an OAuth error.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
@@ -91,10 +104,10 @@ pub enum TokenError {
     TimedOut(Duration),
     #[error("the answer broke off")]
     BrokenOff,
-    #[error("an unexpected redirect (status {}) to {}", .status.as_u16(), .host.as_deref().unwrap_or("the same host"))]
+    #[error("an unexpected redirect (status {}) to {target}", .status.as_u16())]
     Redirect {
         status: StatusCode,
-        host: Option<String>,
+        target: RedirectTarget,
     },
     #[error("{0}")]
     Refused(Refusal),
@@ -247,6 +260,14 @@ impl TokenError {
             Self::Status { status, .. } if matches!(status.as_u16(), 401 | 403) => {
                 "the client id or its secret is wrong, or something in front of the authorization server refuses us"
             }
+            Self::Redirect {
+                target: RedirectTarget::TrailingSlash,
+                ..
+            } => "add the slash at the end of token_url",
+            Self::Redirect {
+                target: RedirectTarget::Https,
+                ..
+            } => "use https in token_url",
             Self::Redirect { .. } => {
                 "token requests do not follow redirects; set token_url to the final address, often with a \
                  trailing slash or https"

@@ -94,6 +94,9 @@ mod drain;
 // The commands of the real program: what they print, and what their exit codes say.
 mod commands;
 
+// `check --online`: what it finds, and what it says to do.
+mod doctor;
+
 // What operators and the orchestrator see: probes and metrics.
 mod admin;
 
