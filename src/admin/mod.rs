@@ -2,40 +2,37 @@
 //! it may look; only this machine may change anything ([`verbs`]).
 
 pub mod health;
+pub mod history;
 pub mod log;
+mod page;
+pub mod status;
 pub mod verbs;
-
-use std::sync::Arc;
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 
-use crate::metrics::Metrics;
 use crate::net::body::Body;
 use crate::net::socket::Peer;
 use health::{Health, Report};
 use log::LogControl;
+use page::{is_foreign_fetch, json, may_look, page};
+use status::Sources;
 use verbs::{Verb, Verbs};
 
 /// Answers the admin port.
 pub struct Admin {
     health: Health,
-    metrics: Arc<Metrics>,
+    sources: Sources,
     verbs: Verbs,
     log: Option<LogControl>,
 }
 
 impl Admin {
     /// `log` is the one of this process, where it has one of its own.
-    pub fn new(
-        health: Health,
-        metrics: Arc<Metrics>,
-        verbs: Verbs,
-        log: Option<LogControl>,
-    ) -> Self {
+    pub fn new(health: Health, sources: Sources, verbs: Verbs, log: Option<LogControl>) -> Self {
         Self {
             health,
-            metrics,
+            sources,
             verbs,
             log,
         }
@@ -68,11 +65,31 @@ impl Admin {
             "/readyz" => self.report("readyz", self.health.ready().await, verbose),
             "/startupz" => self.report("startupz", self.health.started().await, verbose),
             "/metrics" => self.metrics().await,
+            "/" | "/status" => self.show(request).await,
             _ => text(
                 StatusCode::NOT_FOUND,
-                "not found; there is /livez /readyz /startupz /metrics\n".to_owned(),
+                "not found; there is / /status /livez /readyz /startupz /metrics\n".to_owned(),
             ),
         }
+    }
+
+    /// What is for a person and his browser, and not for the web pages of others.
+    async fn show(&self, request: &Request<Incoming>) -> Response<Body> {
+        let headers = request.headers();
+        if !may_look(headers, &self.sources.about.load().allowed_hosts) {
+            let message =
+                "ask by address or as localhost, or list the name in [proxy] allowed_hosts\n";
+            return text(StatusCode::FORBIDDEN, message.to_owned());
+        }
+        if is_foreign_fetch(headers) {
+            let message = "this is not for web pages of other origins\n";
+            return text(StatusCode::FORBIDDEN, message.to_owned());
+        }
+        if request.uri().path() == "/" {
+            return page();
+        }
+        let is_ready = self.health.ready().await.passes();
+        json(&self.sources.status(is_ready, self.log.as_ref()).await)
     }
 
     fn report(&self, name: &str, report: Report, verbose: bool) -> Response<Body> {
@@ -85,12 +102,13 @@ impl Admin {
     }
 
     async fn metrics(&self) -> Response<Body> {
-        self.metrics.set_ready(self.health.ready().await.passes());
+        let metrics = &self.sources.metrics;
+        metrics.set_ready(self.health.ready().await.passes());
         self.health.refresh_metrics().await;
         if let Some(log) = &self.log {
-            self.metrics.set_log_lines_dropped(log.dropped_lines());
+            metrics.set_log_lines_dropped(log.dropped_lines());
         }
-        let mut response = Response::new(Body::full(self.metrics.render()));
+        let mut response = Response::new(Body::full(metrics.render()));
         response.headers_mut().insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),

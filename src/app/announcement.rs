@@ -27,7 +27,7 @@ impl App {
             info!("proxy  {} -> {}", url(address), upstreams.join(", "));
         }
         info!(
-            "admin  {} (/livez /readyz /startupz /metrics)",
+            "admin  {} (/ /status /metrics /livez /readyz /startupz)",
             url(&self.addresses.admin)
         );
         for token in &self.config.tokens {
@@ -59,14 +59,14 @@ impl App {
     }
 }
 
-fn url(address: &ListenAddress) -> String {
+pub(super) fn url(address: &ListenAddress) -> String {
     match address {
         ListenAddress::Tcp(address) => format!("http://{address}"),
         ListenAddress::Unix(_) => address.to_string(),
     }
 }
 
-fn without_slash(url: &Uri) -> String {
+pub(super) fn without_slash(url: &Uri) -> String {
     url.to_string().trim_end_matches('/').to_owned()
 }
 

@@ -1,7 +1,9 @@
 //! Builds every part, runs them, and drains them in order. The only file that knows all parts.
 
+mod admin_port;
 mod announcement;
 mod limits;
+mod notifier;
 mod plan;
 mod reloader;
 mod serving;
@@ -18,14 +20,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::admin::Admin;
-use crate::admin::health::Health;
 use crate::admin::log::LogControl;
-use crate::admin::verbs::Verbs;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::net::connection::Connections;
-use crate::net::drain::{self, DrainTrigger, DrainWatch};
+use crate::net::drain::{self, DrainWatch};
 use crate::net::listener::{self, Refusal};
 use crate::net::socket::{ListenAddress, ListeningSocket};
 use crate::net::tls::TlsError;
@@ -35,14 +34,12 @@ use crate::proxy::connection_refusal;
 use crate::runtime;
 use announcement::announce_first_token;
 use limits::Limits;
+pub use notifier::Notifier;
 use plan::Planner;
 pub use reloader::Reload;
 use reloader::Reloader;
 use serving::{Serving, Shared};
 use stopping::{drain, end_tokens};
-
-/// Connections to the admin port at a time.
-const ADMIN_CONNECTIONS: usize = 64;
 
 /// A sidecar with its sockets bound, so that a conflict of ports shows before anything has begun.
 pub struct App {
@@ -54,6 +51,7 @@ pub struct App {
     metrics: Arc<Metrics>,
     log: Option<LogControl>,
     reload: Option<Reload>,
+    notifier: Arc<Notifier>,
 }
 
 /// Where a sidecar listens; port 0 of the configuration is a real port here.
@@ -93,6 +91,17 @@ pub enum Stop {
 pub struct Outcome {
     /// Requests that were cut.
     pub cut: usize,
+}
+
+impl Outcome {
+    fn told(self) -> Self {
+        if self.cut > 0 {
+            warn!(requests = self.cut, "stopped, requests were cut");
+        } else {
+            info!("stopped, nothing was lost");
+        }
+        self
+    }
 }
 
 /// Why a sidecar could not start or go on.
@@ -176,6 +185,7 @@ impl App {
             metrics: Metrics::new(),
             log,
             reload: None,
+            notifier: Arc::default(),
         })
     }
 
@@ -183,6 +193,12 @@ impl App {
     /// names are.
     pub fn reloading(mut self, reload: Reload) -> Self {
         self.reload = Some(reload);
+        self
+    }
+
+    /// The service manager is told how things stand.
+    pub fn notifying(mut self, notifier: Notifier) -> Self {
+        self.notifier = Arc::new(notifier);
         self
     }
 
@@ -207,7 +223,7 @@ impl App {
         let shared = self.shared(&watch);
         let in_flight = shared.in_flight.clone();
         let in_flight = || self.limits.in_flight - in_flight.available_permits();
-        let serving = Arc::new(Serving::new(&plan, shared));
+        let serving = Arc::new(Serving::new(&plan, shared, self.addresses.clone()));
         let connections = self.connections();
         // Given away: a socket that stayed here would listen on when the workers have stopped.
         let proxies = std::mem::take(&mut self.proxies);
@@ -225,14 +241,15 @@ impl App {
             metrics: self.metrics.clone(),
             files,
             reload: self.reload.take(),
+            notifier: self.notifier.clone(),
         };
         let reloader = tokio::spawn(reloader.run());
-        let health = Health::new(serving.tokens.clone(), watch);
-        let (_admin_drain, mut quits) = self.serve_admin(health, &serving, &connections)?;
+        let mut admin = self.serve_admin(&serving, &watch, &connections)?;
+        let _watchdog = self.tell_service_manager();
 
         let stop = tokio::select! {
             stop = stops.recv() => stop.unwrap_or(Stop::AtOnce),
-            Some(()) = quits.recv() => Stop::Delayed,
+            Some(()) = admin.quits.recv() => Stop::Delayed,
             // Half a sidecar is worse than none: whoever started us starts us again.
             Some(_) = workers.join_next() => return Err(RunError::WorkerEnded),
             Some(()) = ended_refreshers.recv() => return Err(RunError::RefresherEnded),
@@ -246,6 +263,7 @@ impl App {
             Stop::Delayed if open() > 0 => proxy.drain_delay,
             Stop::Delayed | Stop::AtOnce => Duration::ZERO,
         };
+        self.notifier.stopping(in_flight());
         info!(
             connections = open(),
             requests = in_flight(),
@@ -262,12 +280,19 @@ impl App {
         )
         .await;
         end_tokens(&current.load()).await;
-        if cut > 0 {
-            warn!(requests = cut, "stopped, requests were cut");
-        } else {
-            info!("stopped, nothing was lost");
-        }
-        Ok(Outcome { cut })
+        Ok(Outcome { cut }.told())
+    }
+
+    /// That it is ready, and while what it returns lives, that it is alive.
+    fn tell_service_manager(&self) -> JoinSet<()> {
+        let addresses = self.addresses.proxy.iter();
+        let addresses: Vec<String> = addresses.map(announcement::url).collect();
+        self.notifier
+            .ready(&format!("serving on {}", addresses.join(", ")));
+        let notifier = self.notifier.clone();
+        let mut watchdog = JoinSet::new();
+        watchdog.spawn(async move { notifier.keep_alive().await });
+        watchdog
     }
 
     fn planner(&self, signals: Signals) -> Planner {
@@ -285,42 +310,6 @@ impl App {
             metrics: self.metrics.clone(),
             drain: drain.clone(),
         }
-    }
-
-    /// Serves the admin port until the trigger is dropped; the receiver yields a wish to end that came in there.
-    fn serve_admin(
-        &self,
-        health: Health,
-        serving: &Serving,
-        connections: &Connections,
-    ) -> Result<(DrainTrigger, mpsc::Receiver<()>), RunError> {
-        let (trigger, drain) = drain::channel();
-        let (quitter, quits) = mpsc::channel(1);
-        let verbs = Verbs::new(
-            &self.addresses.admin,
-            serving.tokens.clone(),
-            self.config.admin.quit.then_some(quitter),
-            self.log.clone(),
-        );
-        let metrics = self.metrics.clone();
-        let admin = Arc::new(Admin::new(health, metrics, verbs, self.log.clone()));
-        let connections = Connections {
-            slots: Arc::new(Semaphore::new(ADMIN_CONNECTIONS)),
-            http2: false,
-            metrics: None,
-            ..connections.clone()
-        };
-        let socket = self.admin.try_clone().map_err(RunError::Worker)?;
-        tokio::spawn(listener::serve(
-            socket,
-            connections,
-            drain,
-            move |request, peer| {
-                let admin = admin.clone();
-                async move { admin.handle(request, peer).await }
-            },
-        ));
-        Ok((trigger, quits))
     }
 
     fn connections(&self) -> Connections {

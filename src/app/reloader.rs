@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
+use super::notifier::Notifier;
 use super::plan::{Plan, Planner};
 use super::serving::Serving;
 use crate::config::{Config, Inputs};
@@ -37,6 +38,7 @@ pub(super) struct Reloader {
     pub(super) metrics: Arc<Metrics>,
     /// Told when files may have changed: those who use secrets read them.
     pub(super) files: watch::Sender<()>,
+    pub(super) notifier: Arc<Notifier>,
     /// None for a sidecar that is not to change.
     pub(super) reload: Option<Reload>,
 }
@@ -76,7 +78,13 @@ impl Reloader {
             if trigger == ReloadTrigger::File && !is_due && (is_in_use || has_failed) {
                 continue;
             }
-            match self.put_to_use().await {
+            self.notifier.reloading();
+            let put_to_use = self.put_to_use().await;
+            self.notifier.ready(match &put_to_use {
+                Ok(()) => "serving by a new configuration",
+                Err(_) => "serving; the configuration read last is not in use, the log says why",
+            });
+            match put_to_use {
                 Ok(()) => {
                     info!(trigger = trigger.as_str(), "configuration reloaded");
                     self.count(trigger, ReloadOutcome::Success);

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
+use super::Addresses;
 use super::plan::Plan;
+use crate::admin::status::About;
 use crate::metrics::Metrics;
 use crate::net::client::HttpClient;
 use crate::net::drain::DrainWatch;
@@ -25,6 +27,9 @@ pub(super) struct Serving {
     services: Vec<ArcSwap<Service>>,
     /// What probes and metrics ask about.
     pub(super) tokens: Arc<ArcSwap<Vec<TokenHandle>>>,
+    /// What the status page tells.
+    pub(super) about: Arc<ArcSwap<About>>,
+    addresses: Addresses,
     shared: Shared,
 }
 
@@ -39,12 +44,14 @@ pub(super) struct Shared {
 }
 
 impl Serving {
-    /// Serves by `plan`.
-    pub(super) fn new(plan: &Plan, shared: Shared) -> Self {
+    /// Serves by `plan` at these addresses.
+    pub(super) fn new(plan: &Plan, shared: Shared, addresses: Addresses) -> Self {
         let services = services(plan, &shared);
         Self {
             services: services.map(ArcSwap::from_pointee).collect(),
             tokens: Arc::new(ArcSwap::from_pointee(plan.handles())),
+            about: Arc::new(ArcSwap::from_pointee(plan.about(&addresses))),
+            addresses,
             shared,
         }
     }
@@ -55,6 +62,7 @@ impl Serving {
             service.store(Arc::new(next));
         }
         self.tokens.store(Arc::new(plan.handles()));
+        self.about.store(Arc::new(plan.about(&self.addresses)));
     }
 
     /// What the worker of this number serves its next request with.

@@ -21,7 +21,7 @@ use clap::{CommandFactory as _, Parser as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::app::{App, Inherited, Reload, RunError, Stop};
+use crate::app::{App, Inherited, Notifier, Reload, RunError, Stop};
 use crate::config::{Config, ConfigError, Inputs};
 use crate::net::socket::{ListenAddress, ListeningSocket};
 use crate::runtime;
@@ -142,7 +142,7 @@ fn block_on(future: impl Future<Output = Exit>) -> Exit {
 
 fn run(config: Config, inputs: &Inputs) -> Exit {
     // Before there is another thread: it changes the environment.
-    let inherited = inherited(inputs.socket_names());
+    let inherited = inherited(inputs.service_manager().socket_names());
     runtime::raise_file_limit();
     let telemetry = Telemetry::start(config.log);
     let bound = inherited
@@ -159,8 +159,10 @@ fn run(config: Config, inputs: &Inputs) -> Exit {
                 return Exit::Failure;
             }
         };
+        let notifier = Notifier::new(inputs.service_manager());
         let inputs = inputs.clone();
         let app = app.reloading(Reload { inputs, hangups });
+        let app = app.notifying(notifier);
         match app.run(stops).await {
             Ok(outcome) if outcome.cut == 0 => Exit::Clean,
             Ok(_) => Exit::Failure,

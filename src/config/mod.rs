@@ -11,6 +11,7 @@ pub mod error;
 mod overlay;
 mod resolve;
 mod route;
+mod service_manager;
 mod setting;
 mod tables;
 mod upstream;
@@ -27,6 +28,7 @@ use crate::proxy::route::RouteConfig;
 use crate::proxy::upstream::UpstreamConfig;
 pub use error::ConfigError;
 pub use overlay::{Flags, Inputs};
+pub use service_manager::ServiceManager;
 use tables::Tables;
 
 /// Everything that is configured, checked.

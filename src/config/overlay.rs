@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::Sources;
 use super::error::{Origin, Problem, closest};
+use super::service_manager::ServiceManager;
 use super::tables::{CredentialTable, OneOrMany, Setting, Tables, Text};
 
 /// The values of the flags that say the one-upstream case without a file.
@@ -24,7 +25,7 @@ pub struct Flags {
 pub struct Inputs {
     flags: Flags,
     variables: Vec<(String, String)>,
-    socket_names: Vec<String>,
+    service_manager: ServiceManager,
 }
 
 /// The variables there are. `BEARERD_CLIENT_SECRET` is not here: its value is never looked at, only its presence.
@@ -42,20 +43,14 @@ const VARIABLES: [&str; 12] = [
     "BEARERD_LOG_FORMAT",
     "BEARERD_ALLOW_REMOTE_CLIENTS",
 ];
-/// See sd_listen_fds_with_names(3).
-const SOCKET_NAMES: &str = "LISTEN_FDNAMES";
 const CLIENT_SECRET: &str = "BEARERD_CLIENT_SECRET";
 
 impl Inputs {
     /// `flags` and those variables of `environment` that are for us.
     pub fn new(flags: Flags, environment: impl Iterator<Item = (String, String)>) -> Self {
-        let mut socket_names = Vec::new();
+        let mut service_manager = ServiceManager::default();
         let variables = environment
-            .inspect(|(name, value)| {
-                if name == SOCKET_NAMES {
-                    socket_names = value.split(':').map(str::to_owned).collect();
-                }
-            })
+            .inspect(|(name, value)| service_manager.take(name, value))
             .filter(|(name, _)| name.starts_with("BEARERD_"))
             .map(|(name, value)| {
                 // Not even a copy of the secret is kept.
@@ -70,13 +65,13 @@ impl Inputs {
         Self {
             flags,
             variables,
-            socket_names,
+            service_manager,
         }
     }
 
-    /// What the service manager calls the sockets it passes to us, in their order.
-    pub fn socket_names(&self) -> &[String] {
-        &self.socket_names
+    /// What the service manager tells.
+    pub fn service_manager(&self) -> &ServiceManager {
+        &self.service_manager
     }
 
     /// `flags` and the environment of this process. Variables that are not UTF-8 are passed over.

@@ -137,6 +137,8 @@ impl Show {
         for line in lines {
             self.terminal.line(&line);
         }
+        self.heading("Open in a browser");
+        self.terminal.line(&format!("  http://{admin}/"));
     }
 
     fn exchange(&mut self, exchange: &Exchange) {

@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::Method;
+use prometheus::core::Collector as _;
 use prometheus::{Histogram, HistogramVec};
 
+use super::DURATION_BUCKETS;
 use super::labels::SendFault;
 
 /// The methods that are told apart; all others are `_OTHER`, as OpenTelemetry has it.
@@ -24,6 +26,15 @@ const RESULTS: usize = STATUSES + SendFault::ALL.len();
 /// `_OTHER` with the first status of their class or with their fault, at most 14 more. An application cannot
 /// grow the registry by inventing methods, nor an upstream by inventing statuses.
 const MAX_PAIRS: usize = 12;
+
+/// What all series of a histogram add up to.
+#[derive(Default)]
+pub(super) struct Totals {
+    /// Up to each boundary, and longer.
+    pub(super) durations: [u64; DURATION_BUCKETS.len() + 1],
+    /// Those with a status of 500 to 599.
+    pub(super) server_errors: u64,
+}
 
 /// A histogram by method and result. Handles are resolved once, then found by index.
 pub(super) struct RequestDurations {
@@ -53,6 +64,33 @@ impl RequestDurations {
                 .collect(),
             resolved: AtomicUsize::new(0),
         }
+    }
+
+    /// All of it together.
+    pub(super) fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for metric in self
+            .family
+            .collect()
+            .iter()
+            .flat_map(|family| family.get_metric())
+        {
+            let histogram = metric.get_histogram();
+            let count = histogram.get_sample_count();
+            let mut below = 0;
+            for (index, bucket) in histogram.get_bucket().iter().enumerate() {
+                totals.durations[index] += bucket.cumulative_count().saturating_sub(below);
+                below = bucket.cumulative_count();
+            }
+            totals.durations[DURATION_BUCKETS.len()] += count.saturating_sub(below);
+            let is_error = metric.get_label().iter().any(|label| {
+                label.name() == "http_response_status_code" && label.value().starts_with('5')
+            });
+            if is_error {
+                totals.server_errors += count;
+            }
+        }
+        totals
     }
 
     pub(super) fn observe(&self, method: &Method, status: u16, time: Duration) {

@@ -9,6 +9,7 @@ mod families;
 mod labels;
 mod reload;
 mod token;
+mod traffic;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +32,7 @@ pub use labels::{
 use reload::ReloadMetrics;
 use token::TokenFamilies;
 pub use token::TokenMetrics;
+pub use traffic::{Traffic, unix_now, unix_seconds};
 
 /// OpenTelemetry's advised boundaries for HTTP, and two more because payment calls can be slow.
 const DURATION_BUCKETS: &[f64] = &[
@@ -165,6 +167,11 @@ impl Metrics {
     /// The configuration was read again.
     pub fn reloaded(&self, trigger: ReloadTrigger, outcome: ReloadOutcome) {
         self.reloads.ended(trigger, outcome);
+    }
+
+    /// Whether the configuration that was read last is in use, and when that in use was read, in Unix seconds.
+    pub fn last_reload(&self) -> (bool, f64) {
+        self.reloads.last()
     }
 
     /// A request was answered with an error of our own.

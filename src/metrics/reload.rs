@@ -1,11 +1,9 @@
 //! The metrics of what is read again while the sidecar runs: the configuration, and secrets.
 
-use std::time::SystemTime;
-
 use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use super::labels::{ReloadOutcome, ReloadTrigger, SecretReload};
-use super::{counters, gauge, register};
+use super::{counters, gauge, register, unix_now};
 
 /// Handles for all of it.
 pub(super) struct ReloadMetrics {
@@ -67,11 +65,8 @@ impl ReloadMetrics {
             self.last_good_at.set(unix_now());
         }
     }
-}
 
-fn unix_now() -> f64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs_f64()
+    pub(super) fn last(&self) -> (bool, f64) {
+        (self.last_is_good.get() == 1, self.last_good_at.get())
+    }
 }

@@ -198,6 +198,11 @@ impl AccessToken {
         self.generation
     }
 
+    /// When it came.
+    pub fn received_at(&self) -> Instant {
+        self.received_at
+    }
+
     /// When the authorization server stops accepting it.
     pub fn expires_at(&self) -> Moment {
         self.expires_at

@@ -21,6 +21,7 @@
 //! ([`metadata`]).
 
 pub mod access_token;
+pub mod attempts;
 pub mod client_assertion;
 pub mod client_auth;
 mod failures;

@@ -31,6 +31,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::access_token::{AccessToken, Grant, LifetimePolicy, Moment, SKEW_WORTH_TELLING};
+use super::attempts::Attempts;
 use super::failures::Failures;
 use super::rejection::Rejections;
 use super::rotation::Rotation;
@@ -38,7 +39,7 @@ use super::standing::Standing;
 use super::token_cache::{Exchange, TokenCache, TokenHandle, TokenKey};
 use super::token_endpoint::TokenEndpoint;
 use super::token_error::TokenError;
-use crate::metrics::{TokenMetrics, Trigger};
+use crate::metrics::{TokenMetrics, Trigger, unix_seconds};
 use waiting::Next;
 
 /// Two attempts on demand are at least this far apart.
@@ -102,6 +103,7 @@ impl Refresher {
             renewal: Notify::new(),
             farewell: Notify::new(),
             rejections: Rejections::default(),
+            attempts: Attempts::default(),
             has_come: AtomicBool::new(false),
             metrics,
         });
@@ -144,6 +146,7 @@ impl Refresher {
                 () = abandoned.closed() => return self.end().await,
                 () = exchange.farewell.notified() => return self.give_back().await,
             };
+            self.exchange.attempts.record(trigger, started, &result);
             let standing = match result {
                 Ok(grant) => self.hold(grant, started, trigger).await,
                 Err(error) => self.fail(error).await,
@@ -322,12 +325,6 @@ impl Drop for TellTheEnd {
         // A full channel has been told already.
         let _ = self.0.try_send(());
     }
-}
-
-fn unix_seconds(time: SystemTime) -> f64 {
-    time.duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs_f64()
 }
 
 #[cfg(test)]

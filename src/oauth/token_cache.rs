@@ -14,6 +14,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::access_token::{AccessToken, Moment};
+use super::attempts::{Attempt, Attempts};
 use super::refresher::REVOCATION_TIMEOUT;
 use super::rejection::{Judgement, Rejections};
 use super::standing::Standing;
@@ -121,6 +122,7 @@ pub(super) struct Exchange {
     /// The process ends.
     pub(super) farewell: Notify,
     pub(super) rejections: Rejections,
+    pub(super) attempts: Attempts,
     /// Whether there ever was a token.
     pub(super) has_come: AtomicBool,
     pub(super) metrics: TokenMetrics,
@@ -290,6 +292,11 @@ impl TokenHandle {
     /// Whether there ever was a token.
     pub fn has_come(&self) -> bool {
         self.exchange.has_come.load(Ordering::Relaxed)
+    }
+
+    /// The last attempts, the latest first.
+    pub fn attempts(&self) -> Vec<Attempt> {
+        self.exchange.attempts.latest()
     }
 
     /// How the last attempt ended, and when the next one is.

@@ -88,6 +88,9 @@ mod several;
 // What happens when the authorization server gives none.
 mod token_failures;
 
+// What its service manager hears of it.
+mod service_manager;
+
 // How the real program stops.
 mod drain;
 
@@ -99,6 +102,9 @@ mod doctor;
 
 // What operators and the orchestrator see: probes and metrics.
 mod admin;
+
+// The page for a person, and the document that it shows.
+mod status;
 
 // What operators change there.
 mod verbs;

@@ -36,6 +36,8 @@ impl Seen {
     fn add_all_of(&mut self, sidecar: Running) {
         for path in [
             "/metrics",
+            "/status",
+            "/",
             "/readyz?verbose",
             "/startupz?verbose",
             "/livez?verbose",
