@@ -23,7 +23,7 @@ fn ten_thousand_silent_and_slow_connections_keep_nobody_from_being_served() {
         Setup::between(&upstream, &auth)
             .proxy("max_connections = 12000")
             .proxy(&format!("header_timeout = {header_timeout:?}"))
-            .start_process()
+            .start_process_at_info()
     };
     let sidecar = start("1h");
     let number = that_fit(&sidecar, MANY);
@@ -59,7 +59,7 @@ fn ten_thousand_silent_and_slow_connections_cost_others_little_time() {
     let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
     let sidecar = Setup::between(&upstream, &auth)
         .proxy("max_connections = 12000\nheader_timeout = \"1h\"")
-        .start_process();
+        .start_process_at_info();
     let latencies = || {
         let mut client = sidecar.client();
         let mut latencies: Vec<Duration> = (0..20_000)
@@ -153,7 +153,7 @@ fn without_file_descriptors_it_says_so_and_recovers() {
         Upstream::answering_once(OK.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n"));
     let sidecar = Setup::between(&upstream, &auth)
         .proxy("header_timeout = \"1h\"")
-        .start_process();
+        .start_process_at_info();
     let mut client = sidecar.client();
     assert_eq!(client.exchange(request("GET /", &[], "")).ok(), "ok");
     // Every descriptor that could be had is above this, whatever is closed meanwhile.
@@ -241,7 +241,7 @@ fn abandoned_requests_leave_nothing_behind() {
     });
     let sidecar = Setup::between(&upstream, &auth)
         .proxy("max_in_flight = 100\nmax_connections = 100")
-        .start_process();
+        .start_process_at_info();
     assert_eq!(sidecar.get("/").ok(), "ok");
     sidecar.wait_for_metric("bearerd_connections_open", 0.0);
     let open = sidecar.process.open_files();
@@ -274,7 +274,7 @@ fn a_crowd_at_the_admin_port_is_not_noticed_at_the_other() {
     let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
     let sidecar = Setup::between(&upstream, &auth)
         .proxy("header_timeout = \"3s\"")
-        .start_process();
+        .start_process_at_info();
     let mut client = sidecar.client();
     let over = AtomicBool::new(false);
     let stuck: Vec<Client> = (0..60).map(|_| Client::connect(sidecar.admin)).collect();

@@ -326,7 +326,7 @@ fn floods_of_small_frames_cost_no_memory() {
     let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
     let sidecar = Setup::between(&upstream, &auth)
         .proxy("http2 = true")
-        .start_process();
+        .start_process_at_info();
     assert_eq!(sidecar.h2_client().get("/").ok(), "ok");
     let idle = sidecar.process.memory_kib("VmHWM");
     let mut clients = Vec::new();
@@ -368,7 +368,7 @@ fn a_field_block_that_expands_costs_no_memory() {
     let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
     let sidecar = Setup::between(&upstream, &auth)
         .proxy("http2 = true")
-        .start_process();
+        .start_process_at_info();
     assert_eq!(sidecar.h2_client().get("/").ok(), "ok");
     let idle = sidecar.process.memory_kib("VmHWM");
     let mut block = encode(&fields("GET /", &[]));

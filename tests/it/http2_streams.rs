@@ -57,7 +57,7 @@ fn start(upstream: &Upstream, proxy: &str) -> (Running, AuthorizationServer) {
     let sidecar = Setup::between(upstream, &auth)
         .proxy("http2 = true")
         .proxy(proxy)
-        .start_process();
+        .start_process_at_info();
     (sidecar, auth)
 }
 

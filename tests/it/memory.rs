@@ -43,7 +43,7 @@ fn half_heads_take_no_more_memory_than_their_limit() {
     let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
     let sidecar = Setup::between(&upstream, &auth)
         .proxy("max_connections = 1000\nheader_timeout = \"1h\"")
-        .start_process();
+        .start_process_at_info();
     let crowd = Crowd::accepted_by(&sidecar, CONNECTIONS);
     let bare = memory(&sidecar);
     crowd.send(1, "GET / HTTP/1.1\r\n");
@@ -73,7 +73,7 @@ fn memory_and_files_stay_flat_under_a_steady_load() {
     const CONNECTIONS: usize = 500;
     const AT_ONCE: usize = 50;
     let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
-    let sidecar = Setup::between(&upstream, &auth).start_process();
+    let sidecar = Setup::between(&upstream, &auth).start_process_at_info();
     let mut clients: Vec<Client> = (0..CONNECTIONS).map(|_| sidecar.client()).collect();
     let mut rounds = |number: usize| {
         for _ in 0..number {
@@ -129,7 +129,7 @@ fn streams_that_nobody_reads_take_a_bounded_amount_of_memory() {
             count.fetch_add(4 * KIB, Ordering::SeqCst);
         }
     });
-    let sidecar = Setup::between(&upstream, &auth).start_process();
+    let sidecar = Setup::between(&upstream, &auth).start_process_at_info();
     assert_eq!(sidecar.admin("/livez").status(), 200);
     let before = memory(&sidecar);
     let mut clients: Vec<Client> = (0..STREAMS)

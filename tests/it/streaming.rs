@@ -72,7 +72,7 @@ fn take_or_give(exchange: &mut Exchange<'_>) -> io::Result<()> {
 /// D-53
 fn large_bodies_pass_through_little_memory(upstream: &Upstream) {
     let auth = AuthorizationServer::new();
-    let sidecar = Setup::between(upstream, &auth).start_process();
+    let sidecar = Setup::between(upstream, &auth).start_process_at_info();
     let idle = sidecar.process.memory_kib("VmHWM");
     let mut client = sidecar.client();
     client.send(request(

@@ -157,9 +157,7 @@ fn a_renewal_on_request_does_not_wait_for_the_backoff() {
 #[test]
 fn the_log_level_changes_while_it_runs() {
     let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
-    let setup = Setup::between(&upstream, &auth);
-    let sidecar = setup.start_process_with(&[("BEARERD_LOG_LEVEL", "info")]);
-    sidecar.wait_until_ready();
+    let sidecar = Setup::between(&upstream, &auth).start_process_at_info();
     let is_debug = |log: String| log.contains("\"level\":\"DEBUG\"");
     assert!(!is_debug(sidecar.process.stderr()));
     for (path, body, level) in [

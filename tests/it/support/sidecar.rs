@@ -185,6 +185,13 @@ impl Setup {
         running
     }
 
+    /// The same with no more in its log than by default: each frame of a flood would be a line otherwise.
+    pub fn start_process_at_info(self) -> Running {
+        let running = self.start_process_with(&[("BEARERD_LOG_LEVEL", "info")]);
+        running.wait_until_ready();
+        running
+    }
+
     /// Starts the real program, and waits until it listens.
     pub fn start_process_unready(self) -> Running {
         self.start_process_with(&[])
