@@ -9,6 +9,7 @@ macro_rules! say {
 }
 
 mod arguments;
+mod certificate;
 mod check;
 mod doctor;
 mod manual;
