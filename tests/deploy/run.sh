@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# Tries what is in deploy/; README.md says more.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+
+say() { echo "deploy: $*" >&2; }
+die() {
+    say "$@"
+    exit 1
+}
+step() { printf -- '--- %s (%s s)\n' "$*" "$SECONDS"; }
+
+export DEBIAN_FRONTEND=noninteractive
+apt_updated=
+# Installs Debian packages where that is possible; what is still missing then, the checks after it say.
+apt_install() {
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 0
+    apt_update
+    apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends "$@" >/dev/null || true
+}
+apt_update() {
+    [ -n "$apt_updated" ] || apt-get -o DPkg::Lock::Timeout=300 update -qq >/dev/null || true
+    apt_updated=1
+}
+
+work=$(mktemp -d)
+driver=
+cleanup() {
+    # The driver ends its own processes and pods when it is told to end.
+    if [ -n "$driver" ] && kill -TERM "$driver" 2>/dev/null; then
+        wait "$driver" || true
+    fi
+    if [ -f "$work/state/storage.conf" ] && command -v podman >/dev/null; then
+        CONTAINERS_CONF="$work/state/containers.conf" CONTAINERS_STORAGE_CONF="$work/state/storage.conf" \
+            podman system reset --force >/dev/null 2>&1 || true
+    fi
+    rm -rf --one-file-system -- "$work"
+}
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+mkdir -m 755 "$work/state" "$work/bin"
+# Users of containers go through it.
+chmod 755 "$work"
+
+# --- Python ---------------------------------------------------------------------------------------------------
+
+python_ready() {
+    python3 -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null
+}
+python_ready || apt_install python3 python3-venv
+python_ready || die "python3 3.10 or newer is missing, with venv and ensurepip (packages python3, python3-venv)"
+step "packages of requirements.txt"
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONPYCACHEPREFIX="$work/pycache"
+python3 -m venv "$work/venv"
+"$work/venv/bin/pip" install --quiet --no-compile --requirement "$here/requirements.txt"
+export PATH="$work/venv/bin:$PATH"
+
+# --- Prometheus: into the temporary folder, so that no service is started ----------------------------------------
+
+if ! command -v promtool >/dev/null || ! command -v prometheus >/dev/null; then
+    if command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null; then
+        step "Prometheus"
+        [ "$(id -u)" != 0 ] || apt_update
+        (cd "$work" && apt-get download -qq prometheus >/dev/null 2>&1 && dpkg-deb -x prometheus_*.deb prometheus) || true
+        export PATH="$PATH:$work/prometheus/usr/bin"
+    fi
+fi
+command -v promtool >/dev/null || die "promtool and prometheus are missing (package prometheus)"
+
+# --- podman -----------------------------------------------------------------------------------------------------
+
+DEPLOY_NO_PODMAN=
+if [ "$(id -u)" != 0 ]; then
+    DEPLOY_NO_PODMAN="pods are run as root only"
+else
+    tools=(podman runc nsenter)
+    for tool in "${tools[@]}"; do
+        if ! command -v "$tool" >/dev/null; then
+            step "podman"
+            apt_install podman buildah runc iptables catatonit util-linux
+            break
+        fi
+    done
+    for tool in "${tools[@]}"; do
+        command -v "$tool" >/dev/null || DEPLOY_NO_PODMAN="$tool is missing (packages podman, runc, util-linux)"
+    done
+    command -v busybox >/dev/null || apt_install busybox-static
+fi
+DEPLOY_BUSYBOX=$(command -v busybox || true)
+# Everything podman makes goes into the temporary folder. The limits are the host's own: where raising them is not
+# permitted, the defaults of podman keep every container from starting. crun cannot do with hybrid cgroups, runc can.
+files=$(ulimit -Hn)
+[ "$files" != unlimited ] && [ "$files" -lt 20000 ] || files=20000
+cat >"$work/state/containers.conf" <<END
+[containers]
+default_ulimits = ["nofile=$files:$files", "nproc=4096:4096"]
+[engine]
+runtime = "runc"
+END
+cat >"$work/state/storage.conf" <<END
+[storage]
+driver = "overlay"
+runroot = "$work/podman-run"
+graphroot = "$work/podman"
+END
+if [ -z "$DEPLOY_NO_PODMAN" ]; then
+    cannot=$(CONTAINERS_CONF="$work/state/containers.conf" CONTAINERS_STORAGE_CONF="$work/state/storage.conf" \
+        podman info 2>&1 >/dev/null) || DEPLOY_NO_PODMAN="podman does not work here: ${cannot##*$'\n'}"
+fi
+
+# --- bearerd: the static binary of the image ----------------------------------------------------------------------
+
+if [ -z "${BEARERD_BIN:-}" ]; then
+    command -v cargo >/dev/null || die "cargo is missing; or name a static binary with BEARERD_BIN"
+    step "the static binary"
+    target=$(rustc --print host-tuple)
+    (cd "$root" && RUSTFLAGS='-C target-feature=+crt-static' \
+        cargo build --release --locked --quiet --bin bearerd --target "$target")
+    BEARERD_BIN=${CARGO_TARGET_DIR:-$root/target}/$target/release/bearerd
+fi
+BEARERD_BIN=$(realpath -- "$BEARERD_BIN")
+[ -x "$BEARERD_BIN" ] || die "$BEARERD_BIN is not an executable"
+# Beside everything else, so that it can be linked to.
+cp "$BEARERD_BIN" "$work/bin/bearerd"
+chmod 755 "$work/bin/bearerd"
+
+export BEARERD_BIN="$work/bin/bearerd" DEPLOY_STATE="$work/state" DEPLOY_NO_PODMAN DEPLOY_BUSYBOX
+step "cases"
+# In the background, so that the traps above run while it does.
+"$work/venv/bin/python" "$here/run.py" "$@" &
+driver=$!
+code=0
+wait "$driver" || code=$?
+driver=
+step "done"
+exit "$code"
