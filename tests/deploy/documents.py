@@ -34,7 +34,7 @@ STAND_INS = {
         *) exit 64 ;;
         esac""",
     "cargo": """
-        grep -qF -- "cargo $1 $2 $3" "$RUN_SH" && [ "$RUSTFLAGS" = "-C target-feature=+crt-static" ]""",
+        grep -qF -- "cargo $1 $2 $3 $4 $5" deploy/image/Containerfile && [ "$RUSTFLAGS" = "-C target-feature=+crt-static" ]""",
     "docker": """
         [ "$1 $2 $3 $4" = "compose -f deploy/compose/compose.yaml up" ] && [ -s deploy/compose/secrets/client_secret ] &&
             setpriv --reuid=65532 --regid=65532 --clear-groups cat deploy/compose/secrets/client_secret >/dev/null""",
@@ -112,7 +112,6 @@ def readme(w):
         REAL_KUBECTL=shutil.which("kubectl"),
         REAL_PODMAN=shutil.which("podman") or "",
         NO_PODMAN=w.no_podman,
-        RUN_SH=str(HERE / "run.sh"),
     )
     code, output = run("unshare", "--mount", "--net", "sh", input="\n".join(script), env=environment, may_fail=True)
     expect(code == 0, f"exit code {code}:\n{output}")

@@ -1,5 +1,6 @@
 """What Kubernetes would be given: rendered, held against the schemas, and its configuration read by bearerd."""
 
+import json
 import re
 import sys
 
@@ -185,20 +186,6 @@ def policy(w):
             celpy.Environment().compile(expression)
         except celpy.CELParseError as error:
             expect(False, f"{error}\n{expression}")
-    # The conditions are about plain data, so they can be tried.
-    pods = [
-        ({"containers": [{"name": "shop"}]}, True),
-        ({"containers": [{"name": "shop"}], "initContainers": [{"name": "migrate"}]}, True),
-        ({"containers": [{"name": "shop"}], "initContainers": [{"name": "bearerd"}]}, False),
-        ({"containers": [{"name": "bearerd"}]}, False),
-    ]
-    for pod, wanted in pods:
-        found = True
-        for condition in spec["matchConditions"]:
-            environment = celpy.Environment()
-            program = environment.program(environment.compile(condition["expression"]))
-            found = found and bool(program.evaluate({"object": celpy.json_to_cel({"spec": pod})}))
-        expect(found == wanted, f"{pod}: injected is {found}")
     binding = documents["MutatingAdmissionPolicyBinding"]["spec"]
     settings = documents["ConfigMap"]["metadata"]
     expect(binding["policyName"] == documents["MutatingAdmissionPolicy"]["metadata"]["name"], "binds another policy")
@@ -206,6 +193,86 @@ def policy(w):
         (binding["paramRef"]["name"], binding["paramRef"]["namespace"]) == (settings["name"], settings["namespace"]),
         "the settings are not those that the binding names",
     )
+
+
+def evaluated(expression, pod):
+    """An expression of the policy for a pod. CEL's types of Kubernetes are written as maps, for they are not known here."""
+    import celpy
+
+    plain = re.sub(r"\b(?:Object[\w.]*|JSONPatch)\{", "{", expression)
+    plain = re.sub(r"([{,]\s*)(\w+):", r'\1"\2":', plain)
+    environment = celpy.Environment()
+    known = {"object": pod, "params": {"data": {"image": "registry.example/bearerd:0.1.0"}}}
+    result = environment.program(environment.compile(plain)).evaluate(
+        {name: celpy.json_to_cel(value) for name, value in known.items()}
+    )
+    return plain_data(result)
+
+
+def plain_data(value):
+    """Of CEL's own types."""
+    from celpy import celtypes
+
+    if isinstance(value, celtypes.BoolType):
+        return bool(value)
+    if isinstance(value, dict):
+        return {str(key): plain_data(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain_data(item) for item in value]
+    return str(value) if isinstance(value, str) else int(value)
+
+
+def patched(pod, operations):
+    """RFC 6902, of which only `add` is used."""
+    pod = json.loads(json.dumps(pod))
+    for operation in operations:
+        expect(operation["op"] == "add", f"operation {operation['op']}")
+        *way, last = operation["path"].strip("/").split("/")
+        there = pod
+        for step in way:
+            there = there[step]
+        if isinstance(there, dict):
+            there[last] = operation["value"]
+        else:
+            there.insert(len(there) if last == "-" else int(last), operation["value"])
+    return pod
+
+
+@case("the admission policy makes of a pod what the component makes of it")
+def mutation(w):
+    try:
+        import celpy  # noqa: F401
+        import kubernetes_validate
+    except ImportError:
+        raise Skip("cel-python or kubernetes-validate is missing") from None
+    spec = next(d for d in render(KUBERNETES / "injection") if d["kind"] == "MutatingAdmissionPolicy")["spec"]
+    shop = {"name": "shop", "image": "registry.example/shop:1.0.0"}
+    pods = [
+        ({"containers": [shop]}, True),
+        ({"containers": [shop], "initContainers": [{**shop, "name": "migrate"}]}, True),
+        ({"containers": [shop], "volumes": [{"name": "tmp"}]}, True),
+        ({"containers": [shop], "initContainers": [{**shop, "name": "bearerd"}]}, False),
+        ({"containers": [{**shop, "name": "bearerd"}]}, False),
+    ]
+    deployment = next(d for d in render(KUBERNETES / "examples" / "deployment") if d["kind"] == "Deployment")
+    wanted = pod_of(deployment)["spec"]
+    for volume in wanted["volumes"]:
+        if "configMap" in volume:
+            volume["configMap"]["name"] = "bearerd"
+    for pod_spec, is_injected in pods:
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "shop"}, "spec": pod_spec}
+        matches = all(evaluated(condition["expression"], pod) for condition in spec["matchConditions"])
+        expect(matches == is_injected, f"{pod_spec}: injected is {matches}")
+        if not matches:
+            continue
+        for step in spec["mutations"]:
+            pod = patched(pod, evaluated(step["jsonPatch"]["expression"], pod))
+        kubernetes_validate.validate(pod, NEWEST, strict=True)
+        ours, *others = pod["spec"]["initContainers"]
+        expect(ours == wanted["initContainers"][0], f"another container: {ours}")
+        expect(others == pod_spec.get("initContainers", []), f"others are changed: {others}")
+        volumes = pod_spec.get("volumes", []) + wanted["volumes"]
+        expect(pod["spec"]["volumes"] == volumes, f"other volumes: {pod['spec']['volumes']}")
 
 
 @case("bearerd accepts the configuration of each example")

@@ -7,8 +7,21 @@ import urllib.parse
 
 import yaml
 
-from harness import DEPLOY, Process, answers, case, clean_environment, expect, fetch, free_port, run, series, wait_until
-from harness import HERE
+from harness import (
+    DEPLOY,
+    HERE,
+    ROOT,
+    Process,
+    answers,
+    case,
+    clean_environment,
+    expect,
+    fetch,
+    free_port,
+    run,
+    series,
+    wait_until,
+)
 
 MONITORING = DEPLOY / "monitoring"
 RULES = MONITORING / "rules" / "bearerd.rules.yaml"
@@ -155,6 +168,22 @@ def names(w):
     w.note(f"{len(used)} metrics and {checked} label values are named; neither alert nor panel has {sorted(hidden)}")
     run("promtool", "check", "metrics", input=page)
     w.note(f"{len(found)} series, promtool check metrics finds nothing")
+
+
+@case("README.md lists the metrics that there are, with the values of their labels")
+def readme_table(w):
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| (`(?:bearerd|http)_\w+`.*?) \| ?(.*?) ?\|$", text, re.MULTILINE)
+    listed = {name: labels for names, labels in rows for name in re.findall(r"`(\w+)`", names)}
+    with live(w) as sidecar:
+        page = sidecar.page()
+    there = {name for name in re.findall(r"^# TYPE (\w+) ", page, re.MULTILINE) if not name.startswith("process_")}
+    expect(set(listed) == there, f"listed or there, not both: {sorted(set(listed) ^ there)}")
+    for name, labels in listed.items():
+        for label, values in re.findall(r"`(\w+)`: ([a-z0-9_, ]+)(?=;|$)", labels):
+            found = {with_labels[label] for n, with_labels, _ in series(page) if n == name}
+            expect(set(values.split(", ")) == found, f"{name} has for {label}: {sorted(found)}")
+    w.note(f"{len(listed)} metrics")
 
 
 def scrape_configuration(w, sidecar):

@@ -113,18 +113,47 @@ fi
 
 # --- bearerd: the static binary of the image ----------------------------------------------------------------------
 
-if [ -z "${BEARERD_BIN:-}" ]; then
+in_podman() {
+    CONTAINERS_CONF="$work/state/containers.conf" CONTAINERS_STORAGE_CONF="$work/state/storage.conf" podman "$@"
+}
+
+# Builds the image by its Containerfile, and takes the binary out of it. The toolchain of this machine stands in for the
+# image that the Containerfile would fetch from a registry: an image of nothing, into which it is mounted.
+build_in_image() {
+    mkdir -p "$work/rust" "$1"
+    printf 'FROM scratch\nENV PATH=/toolchain/bin:/usr/bin:/bin CARGO_HOME=/cargo CARGO_NET_OFFLINE=true\n' \
+        >"$work/rust/Containerfile"
+    in_podman build --quiet --tag localhost/rust:host "$work/rust" >/dev/null
+    local mounts=(-v /usr:/usr:ro -v /etc/alternatives:/etc/alternatives:ro -v "$1:/bearerd/target")
+    mounts+=(-v "$(rustc --print sysroot):/toolchain:ro" -v "${CARGO_HOME:-$HOME/.cargo}:/cargo")
+    local folder
+    for folder in bin lib lib64; do
+        [ ! -d "/usr/$folder" ] || mounts+=(-v "/usr/$folder:/$folder:ro")
+    done
+    (cd "$root" && cargo fetch --locked --quiet)
+    in_podman build --quiet --network=none "${mounts[@]}" --build-arg RUST_IMAGE=localhost/rust:host \
+        --file "$root/deploy/image/Containerfile" --tag localhost/bearerd:built "$root" >/dev/null
+    cp "$(in_podman image mount localhost/bearerd:built)/bearerd" "$work/bin/bearerd"
+    in_podman image unmount localhost/bearerd:built >/dev/null
+}
+
+if [ -n "${BEARERD_BIN:-}" ]; then
+    [ -x "$BEARERD_BIN" ] || die "$BEARERD_BIN is not an executable"
+    cp "$BEARERD_BIN" "$work/bin/bearerd"
+else
     command -v cargo >/dev/null || die "cargo is missing; or name a static binary with BEARERD_BIN"
-    step "the static binary"
-    target=$(rustc --print host-tuple)
-    (cd "$root" && RUSTFLAGS='-C target-feature=+crt-static' \
-        cargo build --release --locked --quiet --bin bearerd --target "$target")
-    BEARERD_BIN=${CARGO_TARGET_DIR:-$root/target}/$target/release/bearerd
+    target_folder=${CARGO_TARGET_DIR:-$root/target}
+    if [ -z "$DEPLOY_NO_PODMAN" ]; then
+        step "the image, built by its Containerfile"
+        build_in_image "$target_folder/image"
+    else
+        step "the static binary"
+        target=$(rustc --print host-tuple)
+        (cd "$root" && RUSTFLAGS='-C target-feature=+crt-static' \
+            cargo build --release --locked --quiet --bin bearerd --target "$target")
+        cp "$target_folder/$target/release/bearerd" "$work/bin/bearerd"
+    fi
 fi
-BEARERD_BIN=$(realpath -- "$BEARERD_BIN")
-[ -x "$BEARERD_BIN" ] || die "$BEARERD_BIN is not an executable"
-# Beside everything else, so that it can be linked to.
-cp "$BEARERD_BIN" "$work/bin/bearerd"
 chmod 755 "$work/bin/bearerd"
 
 export BEARERD_BIN="$work/bin/bearerd" DEPLOY_STATE="$work/state" DEPLOY_NO_PODMAN DEPLOY_BUSYBOX
