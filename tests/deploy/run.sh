@@ -33,8 +33,7 @@ cleanup() {
         wait "$driver" || true
     fi
     if [ -f "$work/state/storage.conf" ] && command -v podman >/dev/null; then
-        CONTAINERS_CONF="$work/state/containers.conf" CONTAINERS_STORAGE_CONF="$work/state/storage.conf" \
-            podman system reset --force >/dev/null 2>&1 || true
+        in_podman system reset --force >/dev/null 2>&1 || true
     fi
     rm -rf --one-file-system -- "$work"
 }
@@ -90,6 +89,10 @@ else
     command -v busybox >/dev/null || apt_install busybox-static
 fi
 DEPLOY_BUSYBOX=$(command -v busybox || true)
+in_podman() {
+    CONTAINERS_CONF="$work/state/containers.conf" CONTAINERS_STORAGE_CONF="$work/state/storage.conf" podman "$@"
+}
+
 # Everything podman makes goes into the temporary folder. The limits are the host's own: where raising them is not
 # permitted, the defaults of podman keep every container from starting. crun cannot do with hybrid cgroups, runc can.
 files=$(ulimit -Hn)
@@ -100,22 +103,37 @@ default_ulimits = ["nofile=$files:$files", "nproc=4096:4096"]
 [engine]
 runtime = "runc"
 END
-cat >"$work/state/storage.conf" <<END
+use_storage() {
+    cat >"$work/state/storage.conf" <<END
 [storage]
-driver = "overlay"
+driver = "$1"
 runroot = "$work/podman-run"
 graphroot = "$work/podman"
 END
+}
+# Builds and runs something small; prints why it does not work.
+# shellcheck disable=SC2069  # what it complains of, not what it prints
+try_podman() {
+    mkdir -p "$work/probe"
+    cp "$DEPLOY_BUSYBOX" "$work/probe/busybox" || return
+    printf 'FROM scratch\nCOPY busybox /bin/true\n' >"$work/probe/Containerfile"
+    { in_podman build --quiet --tag localhost/probe "$work/probe" &&
+        in_podman run --rm --network=none localhost/probe /bin/true; } 2>&1 >/dev/null
+}
+if [ -z "$DEPLOY_NO_PODMAN" ] && [ -z "$DEPLOY_BUSYBOX" ]; then
+    DEPLOY_NO_PODMAN="busybox is missing (package busybox-static)"
+fi
 if [ -z "$DEPLOY_NO_PODMAN" ]; then
-    cannot=$(CONTAINERS_CONF="$work/state/containers.conf" CONTAINERS_STORAGE_CONF="$work/state/storage.conf" \
-        podman info 2>&1 >/dev/null) || DEPLOY_NO_PODMAN="podman does not work here: ${cannot##*$'\n'}"
+    use_storage overlay
+    if ! try_podman >/dev/null; then
+        # Where the temporary folder is an overlay itself.
+        rm -rf "$work/podman" "$work/podman-run"
+        use_storage vfs
+        cannot=$(try_podman) || DEPLOY_NO_PODMAN="podman does not work here: ${cannot##*$'\n'}"
+    fi
 fi
 
 # --- bearerd: the static binary of the image ----------------------------------------------------------------------
-
-in_podman() {
-    CONTAINERS_CONF="$work/state/containers.conf" CONTAINERS_STORAGE_CONF="$work/state/storage.conf" podman "$@"
-}
 
 # Builds the image by its Containerfile, and takes the binary out of it. The toolchain of this machine stands in for the
 # image that the Containerfile would fetch from a registry: an image of nothing, into which it is mounted.
