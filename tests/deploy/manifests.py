@@ -31,17 +31,26 @@ def pod_of(workload):
     return spec.get("jobTemplate", {}).get("spec", spec).get("template")
 
 
-def classic(w, example):
-    """An example with its native sidecar replaced by a classic one."""
-    there = w.state / f"classic-{example}"
+def variant(w, name, example, *replacements):
+    """A copy of an example with some of its text replaced."""
+    there = w.state / name
     there.mkdir(exist_ok=True)
     for file in (KUBERNETES / "examples" / example).iterdir():
-        text = file.read_text().replace("../../sidecar", "../deploy/kubernetes/classic-sidecar")
+        text = file.read_text()
+        for old, new in replacements:
+            text = text.replace(old, new)
+        text = text.replace("../../", "../deploy/kubernetes/")
         (there / file.name).write_text(text.replace("../settings", "../deploy/kubernetes/examples/settings"))
     link = w.state / "deploy"
     if not link.exists():
         link.symlink_to(DEPLOY)
     return there
+
+
+def classic(w):
+    """Examples with their native sidecars replaced by classic ones."""
+    other = ("../../sidecar", "../../classic-sidecar")
+    return [variant(w, f"classic-{example}", example, other) for example in ("deployment", "cronjob")]
 
 
 def config_maps(documents):
@@ -74,7 +83,9 @@ def check_workload(documents, workload, pod):
 
 @case("every kustomization renders, and what asks for a sidecar has one")
 def renders(w):
-    folders = [*kustomizations(), classic(w, "deployment"), classic(w, "cronjob")]
+    folders = [*kustomizations(), *classic(w)]
+    kinds = ("StatefulSet", "DaemonSet", "ReplicaSet")
+    folders += [variant(w, kind, "deployment", ("kind: Deployment", f"kind: {kind}")) for kind in kinds]
     for folder in folders:
         documents = render(folder)
         expect(documents, f"{folder} renders to nothing")
@@ -92,7 +103,7 @@ def schemas(w):
     except ImportError:
         raise Skip("kubernetes-validate is missing") from None
     checked = 0
-    for folder in [*kustomizations(), classic(w, "deployment"), classic(w, "cronjob")]:
+    for folder in [*kustomizations(), *classic(w)]:
         documents = render(folder)
         oldest = NATIVE if any("initContainers" in (pod_of(d) or {}).get("spec", {}) for d in documents) else OLDEST
         for document in documents:

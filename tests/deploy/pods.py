@@ -99,15 +99,18 @@ def converted(w, example, name, secrets, command=None):
     documents = render(KUBERNETES / "examples" / example)
     spec = next(pod for pod in map(pod_of, documents) if pod)["spec"]
     ours = [c for c in spec.pop("initContainers", []) + spec["containers"] if c["name"] == "bearerd"][0]
-    application = next(c for c in spec["containers"] if c["name"] != "bearerd")
-    for key in ("restartPolicy", "startupProbe", "livenessProbe", "ports"):
+    # A stand-alone one has none.
+    application = next((c for c in spec["containers"] if c["name"] != "bearerd"), {"name": "shop"})
+    for key in ("restartPolicy", "startupProbe", "readinessProbe", "livenessProbe", "ports"):
         ours.pop(key, None)
     ours["image"], application["image"] = IMAGE, APPLICATION
     if command:
         application["command"] = command
     resolver = w.state / "resolv.conf"
     resolver.write_text("nameserver 127.0.0.1\n")
-    ours["volumeMounts"].append({"name": "resolver", "mountPath": "/etc/resolv.conf", "readOnly": True})
+    for container in (ours, application):
+        mounts = container.setdefault("volumeMounts", [])
+        mounts.append({"name": "resolver", "mountPath": "/etc/resolv.conf", "readOnly": True})
     volumes = [v for v in spec["volumes"] if v["name"] != "bearerd-secrets"]
     volumes.append({"name": "bearerd-secrets", "hostPath": {"path": str(secrets.folder), "type": "Directory"}})
     volumes.append({"name": "resolver", "hostPath": {"path": str(resolver), "type": "File"}})
@@ -258,6 +261,26 @@ def deployment(w):
         for secret in ("first-secret", "second-secret"):
             expect(secret not in log, "a secret is in the log")
         w.note(f"SIGTERM: exit code {code} after {seconds:.1f} s")
+
+
+@case("a stand-alone pod is called by the names that its Service has, and by no other")
+def standalone(w):
+    with Pod(w, "standalone", "bearerd-test-standalone", ["/bin/sleep", "600"]) as pod:
+        pod.start_sidecar()
+        podman(w, "start", pod.container("shop"))
+
+        def call(host):
+            script = f"wget -q -O - http://{host}:8080/payments/"
+            return podman(w, "exec", pod.container("shop"), "/bin/sh", "-c", script, may_fail=True)
+
+        for host in ("bearerd", "bearerd.default.svc", "bearerd.default.svc.cluster.local"):
+            code, output = call(host)
+            expect(code == 0 and '"payments": [42]' in output, f"{host}: {output}")
+        code, output = call("shop.default.svc")
+        expect(code != 0 and "403" in output, f"another name: {output}")
+        podman(w, "stop", "--time", 0, pod.container("shop"))
+        code, _ = pod.stop("bearerd")
+        expect(code == 0, f"exit code {code}\n{pod.logs('bearerd')}")
 
 
 @case("a Job: the application ends, then the sidecar with 0")

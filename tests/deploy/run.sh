@@ -69,6 +69,9 @@ if ! command -v promtool >/dev/null || ! command -v prometheus >/dev/null; then
 fi
 command -v promtool >/dev/null || die "promtool and prometheus are missing (package prometheus)"
 
+# Without it, the cases about units say so.
+command -v systemd-analyze >/dev/null || apt_install systemd
+
 # --- podman -----------------------------------------------------------------------------------------------------
 
 DEPLOY_NO_PODMAN=
