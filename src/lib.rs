@@ -17,7 +17,7 @@
 //! | floor | parts | what they do |
 //! |---|---|---|
 //! | 5 | `main` `cli` `app` `runtime` `telemetry` `demo` | commands; build, run and drain the parts; threads; log; the show |
-//! | 4 | `config` `reload` `admin` | file < environment < flags; files that change; health and metrics for operators |
+//! | 4 | `config` `reload` `admin` | file < environment < flags; files that change; the window for operators: health, metrics, status, and what they may change |
 //! | 3 | `proxy` | **the path of a request** |
 //! | 2 | `oauth` | **the life of a token**; knows nothing of requests |
 //! | 1 | `net` | **the wire**: listener, client, TLS, bodies, drain; knows nothing of OAuth |

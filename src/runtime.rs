@@ -2,6 +2,8 @@
 //! each single-threaded: a slow authorization server or a stuck scraper cannot touch a request, and a worker shares
 //! neither pool nor wake-ups with another. What the system lets the process have stands here too.
 
+mod confinement;
+
 use std::future::Future;
 use std::io;
 use std::thread;
@@ -11,6 +13,8 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
+
+pub use confinement::{Confinement, confine};
 
 /// Runs `future` on the present thread, which becomes the control thread, until it is done.
 ///

@@ -15,10 +15,14 @@ use crate::runtime;
 impl App {
     /// The first five of the six lines that a start prints; the last one comes with the first token.
     pub(super) fn announce(&self) {
+        let confinement = self
+            .confinement
+            .map(|confinement| format!(", {confinement}"));
         info!(
-            "bearerd {} (rustls/aws-lc-rs, {} workers)",
+            "bearerd {} (rustls/aws-lc-rs, {} workers{})",
             env!("CARGO_PKG_VERSION"),
-            self.config.workers
+            self.config.workers,
+            confinement.unwrap_or_default()
         );
         info!("config {}", self.config.sources);
         let upstreams = self.config.upstreams.iter();

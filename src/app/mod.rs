@@ -31,7 +31,7 @@ use crate::net::tls::TlsError;
 use crate::oauth::Refreshers;
 use crate::oauth::refresher::Signals;
 use crate::proxy::connection_refusal;
-use crate::runtime;
+use crate::runtime::{self, Confinement};
 use announcement::announce_first_token;
 use limits::Limits;
 pub use notifier::Notifier;
@@ -51,6 +51,7 @@ pub struct App {
     metrics: Arc<Metrics>,
     log: Option<LogControl>,
     reload: Option<Reload>,
+    confinement: Option<Confinement>,
     notifier: Arc<Notifier>,
 }
 
@@ -127,23 +128,19 @@ pub enum RunError {
 }
 
 impl App {
-    /// Binds every socket. `log` is the one of this process, if it has one of its own.
+    /// Binds every socket.
     ///
     /// # Errors
     /// When an address is in use or not ours.
-    pub fn bind(config: Config, log: Option<LogControl>) -> Result<Self, RunError> {
-        Self::bind_rest(config, Inherited::default(), log)
+    pub fn bind(config: Config) -> Result<Self, RunError> {
+        Self::bind_rest(config, Inherited::default())
     }
 
     /// The same, but for the sockets that are there already.
     ///
     /// # Errors
     /// When an address is in use or not ours, or an inherited one is open to others than this machine.
-    pub fn bind_rest(
-        config: Config,
-        inherited: Inherited,
-        log: Option<LogControl>,
-    ) -> Result<Self, RunError> {
+    pub fn bind_rest(config: Config, inherited: Inherited) -> Result<Self, RunError> {
         let bind = |address: &ListenAddress| {
             ListeningSocket::bind(address, config.proxy.unix_socket_mode).map_err(|source| {
                 RunError::Bind {
@@ -183,8 +180,9 @@ impl App {
             admin,
             addresses,
             metrics: Metrics::new(),
-            log,
+            log: None,
             reload: None,
+            confinement: None,
             notifier: Arc::default(),
         })
     }
@@ -193,6 +191,18 @@ impl App {
     /// names are.
     pub fn reloading(mut self, reload: Reload) -> Self {
         self.reload = Some(reload);
+        self
+    }
+
+    /// This log is the process's own: operators may see and change what it writes.
+    pub fn logging(mut self, log: LogControl) -> Self {
+        self.log = Some(log);
+        self
+    }
+
+    /// What the process gave up is told at the start.
+    pub fn confined(mut self, confinement: Confinement) -> Self {
+        self.confinement = Some(confinement);
         self
     }
 

@@ -11,6 +11,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout};
 
 use super::Exit;
+use super::certificate::last_day;
 use crate::net::body::Chain;
 use crate::net::connect::{ConnectConfig, ConnectError, Connector};
 use crate::net::outbound_proxy::ProxyFault;
@@ -51,8 +52,10 @@ impl Patient<'_> {
                             Some(b"h2") => "HTTP/2".to_owned(),
                             _ => "HTTP/1.1".to_owned(),
                         });
-                        let chain = tls.peer_certificates().unwrap_or_default().len();
-                        found.push(format!("a chain of {chain} certificates"));
+                        let chain = tls.peer_certificates().unwrap_or_default();
+                        found.push(format!("a chain of {} certificates", chain.len()));
+                        let last_day = chain.first().and_then(|own| last_day(own));
+                        found.extend(last_day.map(|day| format!("good until {day}")));
                     }
                     None => found.push("without TLS".to_owned()),
                 }

@@ -9,6 +9,7 @@ macro_rules! say {
 }
 
 mod arguments;
+mod certificate;
 mod check;
 mod doctor;
 mod manual;
@@ -144,13 +145,17 @@ fn run(config: Config, inputs: &Inputs) -> Exit {
     // Before there is another thread: it changes the environment.
     let inherited = inherited(inputs.service_manager().socket_names());
     runtime::raise_file_limit();
-    let telemetry = Telemetry::start(config.log);
-    let bound = inherited
-        .and_then(|inherited| App::bind_rest(config, inherited, Some(telemetry.control())));
+    let log = config.log;
+    let bound = inherited.and_then(|inherited| App::bind_rest(config, inherited));
     let app = match bound {
         Ok(app) => app,
         Err(error) => return failed(&error),
     };
+    // All of what it needs it has; still before there is another thread.
+    let sockets = app.addresses().proxy.iter();
+    let confinement = runtime::confine(sockets.filter_map(ListenAddress::directory));
+    let telemetry = Telemetry::start(log);
+    let app = app.logging(telemetry.control()).confined(confinement);
     block_on(async {
         let (stops, hangups) = match signals() {
             Ok(signals) => signals,

@@ -217,6 +217,8 @@ impl Page<'_> {
     }
 
     fn line(&mut self, setting: &str, from: &str) {
+        // A path may hold anything, and a comment ends with its line.
+        let from = from.replace(char::is_control, "?");
         let _ = writeln!(self.text, "{setting:COMMENT_COLUMN$} # {from}");
     }
 }

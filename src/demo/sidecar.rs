@@ -128,7 +128,7 @@ fn bind(flags: &mut Flags) -> Result<(App, Vec<String>), String> {
     loop {
         let inputs = Inputs::new(flags.clone(), std::iter::empty());
         let config = Config::load(&inputs).map_err(|error| error.to_string())?;
-        let error = match App::bind(config, None) {
+        let error = match App::bind(config) {
             Ok(app) => return Ok((app, notices)),
             Err(error) => error,
         };

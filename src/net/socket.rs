@@ -34,6 +34,14 @@ impl ListenAddress {
             Self::Unix(_) => None,
         }
     }
+
+    /// The directory of its file, if it is a Unix socket.
+    pub fn directory(&self) -> Option<&Path> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Unix(path) => path.parent(),
+        }
+    }
 }
 
 impl fmt::Display for ListenAddress {

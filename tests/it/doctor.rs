@@ -50,6 +50,7 @@ fn the_way_to_both_is_told_step_by_step() {
             "ok    configuration: ",
             &connected,
             "TLSv1_3, HTTP/1.1, a chain of ",
+            " certificates, good until ",
             "ok    token payments: lifetime 1h, scope as asked, fingerprint ",
             "ok    upstream payments: connected to ",
         ],

@@ -88,6 +88,9 @@ mod several;
 // What happens when the authorization server gives none.
 mod token_failures;
 
+// What it gives up at its start.
+mod confinement;
+
 // What its service manager hears of it.
 mod service_manager;
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::iter;
 use std::path::Path;
 
-use bearerd::config::{Config, ConfigError, Flags, Inputs};
+use bearerd::config::{Config, ConfigError, Flags, Inputs, Sources};
 use bearerd::oauth::token_endpoint::Location;
 use tempfile::TempDir;
 
@@ -27,6 +27,7 @@ pub fn configuration(bytes: &[u8]) {
             let shown = format!("{config:?}");
             assert!(!shown.contains(SECRET) || text.contains(SECRET), "{shown}");
             check(&config);
+            check_effective(&folder, config);
         }
         Err(error) => {
             let shown = error.to_string();
@@ -65,13 +66,30 @@ fn folder() -> TempDir {
 }
 
 fn load(folder: &TempDir, text: &[u8]) -> Result<Config, ConfigError> {
-    let file = folder.path().join("bearerd.toml");
-    fs::write(&file, text).expect("a file");
+    fs::write(folder.path().join("bearerd.toml"), text).expect("a file");
+    Config::load(&inputs(folder))
+}
+
+fn inputs(folder: &TempDir) -> Inputs {
     let flags = Flags {
-        config: Some(file),
+        config: Some(folder.path().join("bearerd.toml")),
         ..Flags::default()
     };
-    Config::load(&Inputs::new(flags, iter::empty()))
+    Inputs::new(flags, iter::empty())
+}
+
+/// What is printed of it is the same configuration, but for what is hidden.
+fn check_effective(folder: &TempDir, config: Config) {
+    let printed = Config::effective(&inputs(folder)).unwrap_or_else(|error| panic!("{error}"));
+    let again = load(folder, printed.as_bytes());
+    let again = again.unwrap_or_else(|error| panic!("{error}\n{printed}"));
+    if !printed.contains("***") {
+        let [one, other] = [config, again].map(|config| {
+            let sources = Sources::default();
+            format!("{:#?}", Config { sources, ..config })
+        });
+        assert_eq!(one, other, "{printed}");
+    }
 }
 
 /// What the code behind the configuration relies on.

@@ -108,7 +108,7 @@ impl Sidecar {
             ..Flags::default()
         };
         let config = Config::load(&Inputs::new(flags, iter::empty()));
-        let app = App::bind(config.unwrap_or_else(|error| panic!("{error}")), None);
+        let app = App::bind(config.unwrap_or_else(|error| panic!("{error}")));
         let app = app.expect("ports of the system's choice");
         let address = app.addresses().proxy_tcp().expect("a TCP listener");
         thread::spawn(move || {

@@ -166,6 +166,13 @@ impl Process {
         text(&self.stderr)
     }
 
+    /// The ids of its threads.
+    pub fn threads(&self) -> Vec<String> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let names = tasks.map(|task| task.unwrap().file_name().into_string().unwrap());
+        names.collect()
+    }
+
     /// A file of `/proc` about it.
     pub fn proc(&self, name: &str) -> String {
         std::fs::read_to_string(format!("/proc/{}/{name}", self.child.id())).unwrap()

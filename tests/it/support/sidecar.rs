@@ -160,7 +160,7 @@ impl Setup {
     /// Starts it in this process.
     pub fn start_unready(self) -> Sidecar {
         let config = load(&self.config_file());
-        let app = App::bind(config, None).unwrap();
+        let app = App::bind(config).unwrap();
         let ports = Ports {
             proxy: app.addresses().proxy_tcp().expect("a TCP listener"),
             admin: app.addresses().admin.tcp().expect("a TCP listener"),
@@ -362,6 +362,12 @@ impl Running {
     /// Waits for its end.
     pub fn ended(self) -> Ended {
         self.process.ended()
+    }
+
+    /// Waits for its end; its exit code, and what is then true in its folder.
+    pub fn ended_with<T>(self, look: impl FnOnce() -> T) -> (i32, T) {
+        let code = self.process.ended().code;
+        (code, look())
     }
 
     /// Its configuration.
