@@ -76,7 +76,7 @@ def fixed_rate(tools, port, cores, seconds, log, watch):
     expect(bad == 0 and is_whole, f"{bad} of {total} requests failed: {output[-400:]}")
     span = (max(start + took for start, _, took in answers) - min(start for start, _, _ in answers)) / 1e6
     rate = total / span
-    expect(rate > 0.97 * RATE, f"only {rate:.0f} requests in a second")
+    expect(rate > 0.95 * RATE, f"only {rate:.0f} requests in a second")
     times = sorted(took for _, _, took in answers)
     result = {"requests": total, "rate": rate, "p50_us": share(times, 0.5), "p99_us": share(times, 0.99)}
     return result, answers

@@ -46,26 +46,38 @@ def raise_file_limit():
     return hard
 
 
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
 class Process:
     """A program that runs on `cores` until it is stopped."""
 
+    # All that were started: a signal can come between the start of one and the block that would stop it.
+    started_ones = []
+
     def __init__(self, command, log, cores, environment=None):
         def on_its_cores():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             os.sched_setaffinity(0, cores)
             # So that a terminal's Ctrl-C reaches the driver alone, which ends its processes in order.
             os.setpgid(0, 0)
 
-        with open(log, "ab") as out:
-            self.started = time.monotonic()
-            self.process = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                preexec_fn=on_its_cores,
-            )
         self.name, self.log = Path(command[0]).name, log
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            with open(log, "ab") as out:
+                self.started = time.monotonic()
+                self.process = subprocess.Popen(
+                    command,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    preexec_fn=on_its_cores,
+                )
+            self.started_ones.append(self)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     @property
     def has_ended(self):
@@ -95,6 +107,14 @@ class Process:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def stop_all():
+    """The last thing that a run does; nothing disturbs it."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    for process in Process.started_ones:
+        process.stop()
 
 
 def cpu_of(pid):

@@ -16,7 +16,7 @@ from pathlib import Path
 import load
 import report
 from candidates import ALL, Bearerd, Setup
-from processes import Failure, expect, machine_busy, own_cpu, raise_file_limit
+from processes import Failure, expect, machine_busy, own_cpu, raise_file_limit, stop_all
 from world import CONNECTIONS, MIB, World
 
 # `do` is what is done in one turn; the rest are its settings.
@@ -245,6 +245,7 @@ def main():
     except Failure as failure:
         sys.exit(f"bench: {failure}")
     finally:
+        stop_all()
         if results["rows"]:
             options.json.write_text(json.dumps(results, indent=1) + "\n")
         if os.environ.get("BENCH_KEEP"):

@@ -45,7 +45,7 @@ command -v openssl >/dev/null || missing+=(openssl)
 for tool in nginx haproxy wrk h2load openssl; do
     command -v "$tool" >/dev/null || die "$tool is missing"
 done
-h2load --help | grep -q -- --rps || die "h2load is too old: it has no --rps (nghttp2 1.47 or newer)"
+[[ $(h2load --help) == *--rps=* ]] || die "h2load is too old: it has no --rps (nghttp2 1.47 or newer)"
 
 if [ -z "${BENCH_ENVOY:-}" ]; then
     envoy() { find "$tools/venv" -path '*/envoy/_bin/envoy' -print -quit 2>/dev/null; }
