@@ -7,6 +7,7 @@ mod notifier;
 mod plan;
 mod reloader;
 mod serving;
+mod sockets;
 mod stopping;
 
 use std::io;
@@ -39,6 +40,8 @@ use plan::Planner;
 pub use reloader::Reload;
 use reloader::Reloader;
 use serving::{Serving, Shared};
+use sockets::Sockets;
+pub use sockets::{Addresses, Inherited};
 use stopping::{drain, end_tokens};
 
 /// A sidecar with its sockets bound, so that a conflict of ports shows before anything has begun.
@@ -53,29 +56,6 @@ pub struct App {
     reload: Option<Reload>,
     confinement: Option<Confinement>,
     notifier: Arc<Notifier>,
-}
-
-/// Where a sidecar listens; port 0 of the configuration is a real port here.
-#[derive(Clone, Debug)]
-pub struct Addresses {
-    pub proxy: Vec<ListenAddress>,
-    pub admin: ListenAddress,
-}
-
-impl Addresses {
-    /// The first TCP address for applications.
-    pub fn proxy_tcp(&self) -> Option<SocketAddr> {
-        self.proxy.iter().find_map(ListenAddress::tcp)
-    }
-}
-
-/// Sockets that a service manager opened for this process.
-#[derive(Default)]
-pub struct Inherited {
-    /// Instead of `[proxy] listen`.
-    pub proxy: Vec<ListeningSocket>,
-    /// Instead of `[admin] listen`.
-    pub admin: Option<ListeningSocket>,
 }
 
 /// A wish to end. A second one of any kind cuts what is in flight.
@@ -141,38 +121,11 @@ impl App {
     /// # Errors
     /// When an address is in use or not ours, or an inherited one is open to others than this machine.
     pub fn bind_rest(config: Config, inherited: Inherited) -> Result<Self, RunError> {
-        let bind = |address: &ListenAddress| {
-            ListeningSocket::bind(address, config.proxy.unix_socket_mode).map_err(|source| {
-                RunError::Bind {
-                    address: address.clone(),
-                    source,
-                }
-            })
-        };
-        let address = |socket: &ListeningSocket| socket.address().map_err(RunError::Inherited);
-        let proxies = if inherited.proxy.is_empty() {
-            let addresses = config.proxy.listen.iter();
-            addresses.map(bind).collect::<Result<Vec<_>, _>>()?
-        } else {
-            inherited.proxy
-        };
-        let admin = match inherited.admin {
-            Some(socket) => socket,
-            None => bind(&ListenAddress::Tcp(config.admin.listen))?,
-        };
-        let addresses = Addresses {
-            proxy: proxies.iter().map(address).collect::<Result<_, _>>()?,
-            admin: address(&admin)?,
-        };
-        if !config.proxy.guard.allow_remote_clients
-            && let Some(open) = addresses
-                .proxy
-                .iter()
-                .filter_map(ListenAddress::tcp)
-                .find(|address| !address.ip().is_loopback())
-        {
-            return Err(RunError::NotLoopback(open));
-        }
+        let Sockets {
+            proxies,
+            admin,
+            addresses,
+        } = Sockets::bind(&config, inherited)?;
         Ok(Self {
             limits: Limits::of(&config, runtime::file_limit()),
             config,

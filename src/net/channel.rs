@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+use super::stream::poll_write_pieces;
 use crate::metrics::GaugeGuard;
 
 /// A connection to a server, counted while it is open.
@@ -106,7 +107,10 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.duplex().poll_write_vectored(cx, bufs)
+        match &mut self.channel {
+            Channel::Plain { tcp, .. } => poll_write_pieces(Pin::new(tcp), cx, bufs),
+            _ => self.duplex().poll_write_vectored(cx, bufs),
+        }
     }
 
     /// TCP and rustls both gather.

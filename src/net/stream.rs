@@ -47,6 +47,30 @@ impl Stream {
     }
 }
 
+/// So many bytes are put together before they are written: for the kernel a list of pieces is more work than that.
+const SMALL: usize = 2048;
+
+/// Writes `pieces` as one where that is cheaper.
+pub(super) fn poll_write_pieces<W: AsyncWrite + ?Sized>(
+    writer: Pin<&mut W>,
+    cx: &mut Context<'_>,
+    pieces: &[io::IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    if let [piece] = pieces {
+        return writer.poll_write(cx, piece);
+    }
+    let mut whole = [0; SMALL];
+    let mut length = 0;
+    for piece in pieces {
+        let Some(room) = whole.get_mut(length..length + piece.len()) else {
+            return writer.poll_write_vectored(cx, pieces);
+        };
+        room.copy_from_slice(piece);
+        length += piece.len();
+    }
+    writer.poll_write(cx, &whole[..length])
+}
+
 impl AsyncRead for Stream {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -77,7 +101,7 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.channel).poll_write_vectored(cx, bufs)
+        poll_write_pieces(Pin::new(&mut self.channel), cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -90,5 +114,35 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.channel).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::{AsyncReadExt as _, duplex};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn pieces_arrive_in_order_whatever_their_size() {
+        for sizes in [&[7][..], &[100, 0, 280], &[SMALL, 1], &[SMALL - 1, 1]] {
+            let pieces: Vec<Vec<u8>> = (0..).zip(sizes).map(|(n, size)| vec![n; *size]).collect();
+            let mut whole = pieces.concat();
+            let (mut near, mut far) = duplex(2 * SMALL);
+            while !whole.is_empty() {
+                // As what is left of them, after a write that took less than all.
+                let (first, second) = whole.split_at(whole.len().min(sizes[0]));
+                let slices = [io::IoSlice::new(first), io::IoSlice::new(second)];
+                let written =
+                    poll_fn(|cx| poll_write_pieces(Pin::new(&mut near), cx, &slices)).await;
+                whole.drain(..written.unwrap());
+            }
+            drop(near);
+            let mut read = Vec::new();
+            far.read_to_end(&mut read).await.unwrap();
+            assert_eq!(read, pieces.concat());
+        }
     }
 }

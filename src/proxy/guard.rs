@@ -25,7 +25,14 @@ pub struct GuardConfig {
 /// Checks requests.
 pub struct Guard {
     config: GuardConfig,
-    upstreams: Vec<Authority>,
+    upstreams: Vec<Named>,
+}
+
+/// The authority of an upstream, and what it consists of: taking it apart costs more than all that is asked of it.
+struct Named {
+    authority: Authority,
+    host: String,
+    port: Option<u16>,
 }
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -34,7 +41,15 @@ impl Guard {
     /// `upstreams` are the authorities of the configured upstreams: a hosts-file override that points one at us keeps
     /// working.
     pub fn new(config: GuardConfig, upstreams: Vec<Authority>) -> Self {
-        Self { config, upstreams }
+        let upstreams = upstreams.into_iter().map(|authority| Named {
+            host: authority.host().to_owned(),
+            port: authority.port_u16(),
+            authority,
+        });
+        Self {
+            config,
+            upstreams: upstreams.collect(),
+        }
     }
 
     /// Lets the request pass, or says why not. Returns the authority of an upstream, if it is what the request is for.
@@ -65,8 +80,11 @@ impl Guard {
     }
 
     fn upstream(&self, authority: &Authority) -> Option<&Authority> {
+        let (host, port) = (authority.host(), authority.port_u16());
         let mut upstreams = self.upstreams.iter();
-        upstreams.find(|upstream| same_authority(upstream, authority))
+        upstreams
+            .find(|upstream| upstream.port == port && upstream.host.eq_ignore_ascii_case(host))
+            .map(|upstream| &upstream.authority)
     }
 
     /// Origin-form, or absolute-form for the upstream itself (RFC 9112 §3.2): that is what an application sends which
@@ -165,7 +183,8 @@ fn parse_host(value: &[u8]) -> Option<Authority> {
         Some((_, port)) if !port.ends_with(']') => port.parse::<u16>().is_ok_and(|port| port > 0),
         _ => true,
     };
-    let is_host_alone = !text.contains(['@', ',', '/', '\\']) && !authority.host().is_empty();
+    let is_other = |byte: &u8| matches!(byte, b'@' | b',' | b'/' | b'\\');
+    let is_host_alone = !text.as_bytes().iter().any(is_other) && !authority.host().is_empty();
     (port_is_valid && is_host_alone).then_some(authority)
 }
 

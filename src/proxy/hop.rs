@@ -8,7 +8,7 @@ use super::error::{BadRequest, ProxyError};
 
 /// Connection-specific fields, whether a `Connection` line names them or not. Framing is among them: it is made anew
 /// from the decoded body.
-const CONNECTION_FIELDS: [HeaderName; 10] = [
+static CONNECTION_FIELDS: [HeaderName; 10] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -25,7 +25,7 @@ const CONNECTION_FIELDS: [HeaderName; 10] = [
 /// nobody verified the others, and the last two make some servers act on another path than the one we saw.
 /// `X-HTTP-Method-Override` is not among them: without it a PATCH that the application means would be carried out as the
 /// POST that it came in.
-const REQUEST_FIELDS: [HeaderName; 8] = [
+static REQUEST_FIELDS: [HeaderName; 8] = [
     header::AUTHORIZATION,
     header::PROXY_AUTHORIZATION,
     header::HOST,
@@ -37,7 +37,7 @@ const REQUEST_FIELDS: [HeaderName; 8] = [
 ];
 
 /// Must not reach the application: what is between us and the upstream, and ways around us (RFC 7838).
-const RESPONSE_FIELDS: [HeaderName; 3] = [
+static RESPONSE_FIELDS: [HeaderName; 3] = [
     header::AUTHORIZATION,
     header::PROXY_AUTHORIZATION,
     header::ALT_SVC,
@@ -157,20 +157,16 @@ pub fn strip_request(headers: &mut HeaderMap) -> Result<(), ProxyError> {
     if has_key && !headers.contains_key(IDEMPOTENCY_KEY) {
         return Err(ProxyError::BadRequest(BadRequest::ConnectionNamesKey));
     }
-    remove_all(headers, &CONNECTION_FIELDS);
-    remove_all(headers, &REQUEST_FIELDS);
-    remove_unclear(headers);
+    remove_where(headers, |name| {
+        CONNECTION_FIELDS.contains(name) || REQUEST_FIELDS.contains(name) || is_unclear(name)
+    });
     Ok(())
 }
 
-/// Names that some servers read as another, and claims about the request's way that nobody verified.
-fn remove_unclear(headers: &mut HeaderMap) {
-    let unclear: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| name.as_str().contains('_') || name.as_str().starts_with("x-forwarded-"))
-        .cloned()
-        .collect();
-    remove_all(headers, &unclear);
+/// A name that some servers read as another, or a claim about the request's way that nobody verified.
+fn is_unclear(name: &HeaderName) -> bool {
+    let name = name.as_str().as_bytes();
+    name.contains(&b'_') || name.starts_with(b"x-forwarded-")
 }
 
 /// Removes from a response what must not reach the application. A `Content-Length` stays only where it describes a
@@ -183,8 +179,9 @@ pub fn strip_response(headers: &mut HeaderMap, method: &Method, status: StatusCo
         .cloned();
     // Too many options are no reason to refuse an answer that the upstream has acted for; the known fields go anyway.
     let _ = strip_named(headers);
-    remove_all(headers, &CONNECTION_FIELDS);
-    remove_all(headers, &RESPONSE_FIELDS);
+    remove_where(headers, |name| {
+        CONNECTION_FIELDS.contains(name) || RESPONSE_FIELDS.contains(name)
+    });
     if let Some(length) = length {
         headers.insert(header::CONTENT_LENGTH, length);
     }
@@ -192,7 +189,7 @@ pub fn strip_response(headers: &mut HeaderMap, method: &Method, status: StatusCo
 
 /// Removes from trailers what must not be taken for part of a head (RFC 9110 §6.5.1).
 pub fn strip_trailers(trailers: &mut HeaderMap) {
-    const HEAD_ONLY: [HeaderName; 6] = [
+    static HEAD_ONLY: [HeaderName; 6] = [
         header::CONTENT_TYPE,
         header::CONTENT_ENCODING,
         header::CONTENT_RANGE,
@@ -200,11 +197,15 @@ pub fn strip_trailers(trailers: &mut HeaderMap) {
         header::SET_COOKIE,
         header::VIA,
     ];
-    remove_all(trailers, &CONNECTION_FIELDS);
-    remove_all(trailers, &REQUEST_FIELDS);
-    remove_all(trailers, &RESPONSE_FIELDS);
-    remove_all(trailers, &HEAD_ONLY);
-    remove_unclear(trailers);
+    let lists: [&[HeaderName]; 4] = [
+        &CONNECTION_FIELDS,
+        &REQUEST_FIELDS,
+        &RESPONSE_FIELDS,
+        &HEAD_ONLY,
+    ];
+    remove_where(trailers, |name| {
+        lists.iter().any(|list| list.contains(name)) || is_unclear(name)
+    });
 }
 
 /// Whether the application can take trailers (RFC 9110 §10.1.4), and speaks a version that carries them safely.
@@ -269,11 +270,20 @@ fn strip_named(headers: &mut HeaderMap) -> Result<(), ProxyError> {
         }
         named.push(name);
     }
-    remove_all(headers, &named);
+    for name in named {
+        headers.remove(name);
+    }
     Ok(())
 }
 
-fn remove_all(headers: &mut HeaderMap, names: &[HeaderName]) {
+/// Removes the fields whose names are `unwanted`. A message has few fields: looking through them costs a fraction of
+/// looking up every name that could be there.
+fn remove_where(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
+    let names: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| unwanted(name))
+        .cloned()
+        .collect();
     for name in names {
         headers.remove(name);
     }

@@ -214,6 +214,7 @@ fn a_pause_costs_what_was_in_flight_and_sends_nothing_expired() {
     held.send(request("GET /held", &[], ""));
     upstream.wait_for_requests(1);
     sidecar.process.signal("STOP");
+    wait_until("the pause of every thread", || sidecar.process.is_stopped());
     let (paused, issued) = (Instant::now(), auth.requests().len());
     let mut next = sidecar.client();
     next.send(request("GET /next", &[], ""));
