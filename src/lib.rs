@@ -21,7 +21,7 @@
 //! | 3 | `proxy` | **the path of a request** |
 //! | 2 | `oauth` | **the life of a token**; knows nothing of requests |
 //! | 1 | `net` | **the wire**: listener, client, TLS, bodies, drain; knows nothing of OAuth |
-//! | 0 | `secret` `backoff` `metrics` | what everything stands on |
+//! | 0 | `secret` `backoff` `metrics` `trace` | what everything stands on |
 //!
 //! # The life of a request
 //!
@@ -67,7 +67,8 @@
 //! 6. A failure keeps the last good state: the old token until its end, the old secret, the old configuration.
 //! 7. Our answers are unmistakable: `application/problem+json` with `Proxy-Status`; the upstream's pass untouched.
 //!
-//! Deliberately absent: middleware layers, traits with one implementation, global state, `unsafe`, feature flags.
+//! Deliberately absent: middleware layers, traits with one implementation, global state, `unsafe`. There is one feature
+//! flag, `otel`, and [`trace`] hides it from the path of a request and the life of a token.
 
 #![forbid(unsafe_code)]
 
@@ -99,3 +100,5 @@ pub mod secret;
 pub mod backoff;
 
 pub mod metrics;
+
+pub mod trace;

@@ -9,6 +9,8 @@ mod reloader;
 mod serving;
 mod sockets;
 mod stopping;
+#[cfg(feature = "otel")]
+mod trace_exporter;
 
 use std::io;
 use std::net::SocketAddr;
@@ -33,6 +35,7 @@ use crate::oauth::Refreshers;
 use crate::oauth::refresher::Signals;
 use crate::proxy::connection_refusal;
 use crate::runtime::{self, Confinement};
+use crate::trace::Tracer;
 use announcement::announce_first_token;
 use limits::Limits;
 pub use notifier::Notifier;
@@ -56,6 +59,8 @@ pub struct App {
     reload: Option<Reload>,
     confinement: Option<Confinement>,
     notifier: Arc<Notifier>,
+    #[cfg(feature = "otel")]
+    otel: crate::config::Otel,
 }
 
 /// A wish to end. A second one of any kind cuts what is in flight.
@@ -137,6 +142,8 @@ impl App {
             reload: None,
             confinement: None,
             notifier: Arc::default(),
+            #[cfg(feature = "otel")]
+            otel: crate::config::Otel::default(),
         })
     }
 
@@ -174,16 +181,26 @@ impl App {
     ///
     /// # Errors
     /// When a part cannot be built, or a worker ends by itself.
-    pub async fn run(mut self, mut stops: mpsc::Receiver<Stop>) -> Result<Outcome, RunError> {
+    #[cfg(not(feature = "otel"))]
+    pub async fn run(self, stops: mpsc::Receiver<Stop>) -> Result<Outcome, RunError> {
+        self.serve(stops, Tracer::default()).await
+    }
+
+    async fn serve(
+        mut self,
+        mut stops: mpsc::Receiver<Stop>,
+        tracer: Tracer,
+    ) -> Result<Outcome, RunError> {
         let (trigger, watch) = drain::channel();
         let (files, file_changes) = watch::channel(());
         let (refresher_ended, mut ended_refreshers) = mpsc::channel(1);
-        let planner = self.planner(Signals {
+        let signals = Signals {
             files: file_changes,
             ended: refresher_ended,
-        });
+        };
+        let planner = self.planner(signals, tracer.clone());
         let plan = planner.plan(self.config.clone(), None)?;
-        let shared = self.shared(&watch);
+        let shared = self.shared(&watch, tracer);
         let in_flight = shared.in_flight.clone();
         let in_flight = || self.limits.in_flight - in_flight.available_permits();
         let serving = Arc::new(Serving::new(&plan, shared, self.addresses.clone()));
@@ -258,20 +275,21 @@ impl App {
         watchdog
     }
 
-    fn planner(&self, signals: Signals) -> Planner {
+    fn planner(&self, signals: Signals, tracer: Tracer) -> Planner {
         Planner {
-            refreshers: Refreshers::new(self.metrics.clone(), signals),
+            refreshers: Refreshers::new(self.metrics.clone(), signals, tracer),
             metrics: self.metrics.clone(),
             workers: self.config.workers,
         }
     }
 
-    fn shared(&self, drain: &DrainWatch) -> Shared {
+    fn shared(&self, drain: &DrainWatch, tracer: Tracer) -> Shared {
         Shared {
             workers: self.config.workers,
             in_flight: Arc::new(Semaphore::new(self.limits.in_flight)),
             metrics: self.metrics.clone(),
             drain: drain.clone(),
+            tracer,
         }
     }
 

@@ -14,6 +14,7 @@ use crate::net::client::HttpClient;
 use crate::net::drain::DrainWatch;
 use crate::oauth::TokenHandle;
 use crate::proxy::Gateway;
+use crate::trace::Tracer;
 
 /// What one worker serves with.
 pub(super) struct Service {
@@ -41,6 +42,7 @@ pub(super) struct Shared {
     pub(super) in_flight: Arc<Semaphore>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) drain: DrainWatch,
+    pub(super) tracer: Tracer,
 }
 
 impl Serving {
@@ -85,6 +87,7 @@ fn services(plan: &Plan, shared: &Shared) -> impl Iterator<Item = Service> {
         access_log: proxy.access_log,
         metrics: shared.metrics.clone(),
         drain: shared.drain.clone(),
+        tracer: shared.tracer.clone(),
     });
     (0..shared.workers).map(move |worker| {
         let clients = plan.upstreams.iter();

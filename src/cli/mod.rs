@@ -165,6 +165,8 @@ fn run(config: Config, inputs: &Inputs) -> Exit {
             }
         };
         let notifier = Notifier::new(inputs.service_manager());
+        #[cfg(feature = "otel")]
+        let app = app.tracing(inputs.otel().clone());
         let inputs = inputs.clone();
         let app = app.reloading(Reload { inputs, hangups });
         let app = app.notifying(notifier);

@@ -8,6 +8,8 @@ mod connect;
 mod credential;
 mod effective;
 pub mod error;
+#[cfg(feature = "otel")]
+mod otel;
 mod overlay;
 mod resolve;
 mod route;
@@ -27,6 +29,8 @@ use crate::proxy::guard::GuardConfig;
 use crate::proxy::route::RouteConfig;
 use crate::proxy::upstream::UpstreamConfig;
 pub use error::ConfigError;
+#[cfg(feature = "otel")]
+pub use otel::Otel;
 pub use overlay::{Flags, Inputs};
 pub use service_manager::ServiceManager;
 use tables::Tables;

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use super::Sources;
 use super::error::{Origin, Problem, closest};
+#[cfg(feature = "otel")]
+use super::otel::Otel;
 use super::service_manager::ServiceManager;
 use super::tables::{CredentialTable, OneOrMany, Setting, Tables, Text};
 
@@ -26,6 +28,8 @@ pub struct Inputs {
     flags: Flags,
     variables: Vec<(String, String)>,
     service_manager: ServiceManager,
+    #[cfg(feature = "otel")]
+    otel: Otel,
 }
 
 /// The variables there are. `BEARERD_CLIENT_SECRET` is not here: its value is never looked at, only its presence.
@@ -49,8 +53,12 @@ impl Inputs {
     /// `flags` and those variables of `environment` that are for us.
     pub fn new(flags: Flags, environment: impl Iterator<Item = (String, String)>) -> Self {
         let mut service_manager = ServiceManager::default();
-        let variables = environment
-            .inspect(|(name, value)| service_manager.take(name, value))
+        #[cfg(feature = "otel")]
+        let mut otel = Otel::default();
+        let variables = environment.inspect(|(name, value)| service_manager.take(name, value));
+        #[cfg(feature = "otel")]
+        let variables = variables.inspect(|(name, value)| otel.take(name, value));
+        let variables = variables
             .filter(|(name, _)| name.starts_with("BEARERD_"))
             .map(|(name, value)| {
                 // Not even a copy of the secret is kept.
@@ -66,7 +74,15 @@ impl Inputs {
             flags,
             variables,
             service_manager,
+            #[cfg(feature = "otel")]
+            otel,
         }
+    }
+
+    /// Where spans go.
+    #[cfg(feature = "otel")]
+    pub fn otel(&self) -> &Otel {
+        &self.otel
     }
 
     /// What the service manager tells.

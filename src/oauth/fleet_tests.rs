@@ -16,6 +16,7 @@ use crate::net::client::HttpClient;
 use crate::oauth::test_server::{POLICY, TICK, client, config, secs};
 use crate::oauth::token_endpoint::Script;
 use crate::secret::SecretSource;
+use crate::trace::Tracer;
 
 /// How far a fleet is looked at.
 const HOUR: u64 = 3600;
@@ -124,7 +125,8 @@ impl Ground {
             ended: mpsc::channel(1).0,
         };
         let metrics = self.metrics.clone();
-        Refresher::spawn(key, endpoint, policy, self.cache.clone(), metrics, signals)
+        let (cache, tracer) = (self.cache.clone(), Tracer::default());
+        Refresher::spawn(key, endpoint, policy, cache, metrics, signals, tracer)
     }
 }
 

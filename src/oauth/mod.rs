@@ -49,6 +49,7 @@ use crate::metrics::Metrics;
 use crate::net::client::{HttpClient, PoolConfig};
 use crate::net::connect::{ConnectConfig, Connector};
 use crate::net::tls::TlsError;
+use crate::trace::Tracer;
 use refresher::{RefreshPolicy, Refresher, Signals};
 use token_cache::{TokenCache, TokenKey};
 use token_endpoint::{TokenEndpoint, TokenEndpointConfig};
@@ -101,16 +102,18 @@ pub struct Refreshers {
     metrics: Arc<Metrics>,
     signals: Signals,
     editions: AtomicU64,
+    tracer: Tracer,
 }
 
 impl Refreshers {
-    /// None yet; `signals` go to each of them.
-    pub fn new(metrics: Arc<Metrics>, signals: Signals) -> Self {
+    /// None yet; `signals` go to each of them, and their requests are spans of `tracer`.
+    pub fn new(metrics: Arc<Metrics>, signals: Signals, tracer: Tracer) -> Self {
         Self {
             cache: TokenCache::new(),
             metrics,
             signals,
             editions: AtomicU64::new(0),
+            tracer,
         }
     }
 
@@ -147,6 +150,7 @@ impl Refreshers {
             self.cache.clone(),
             self.metrics.token(label),
             self.signals.clone(),
+            self.tracer.clone(),
         ))
     }
 }

@@ -40,6 +40,7 @@ use super::token_cache::{Exchange, TokenCache, TokenHandle, TokenKey};
 use super::token_endpoint::TokenEndpoint;
 use super::token_error::TokenError;
 use crate::metrics::{TokenMetrics, Trigger, unix_seconds};
+use crate::trace::Tracer;
 use waiting::Next;
 
 /// Two attempts on demand are at least this far apart.
@@ -83,6 +84,7 @@ pub struct Refresher {
     rotation: Rotation,
     is_skewed: bool,
     missing_scope: Option<String>,
+    tracer: Tracer,
 }
 
 impl Refresher {
@@ -94,6 +96,7 @@ impl Refresher {
         cache: TokenCache,
         metrics: TokenMetrics,
         signals: Signals,
+        tracer: Tracer,
     ) -> TokenHandle {
         let key = Arc::new(key);
         let (standing, receiver) = watch::channel(Standing::New);
@@ -127,6 +130,7 @@ impl Refresher {
             rotation: Rotation::default(),
             is_skewed: false,
             missing_scope: None,
+            tracer,
         };
         tokio::spawn(async move {
             let unasked = TellTheEnd(signals.ended);

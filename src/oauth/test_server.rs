@@ -24,6 +24,7 @@ use crate::metrics::Metrics;
 use crate::net::client::{HttpClient, PoolConfig};
 use crate::net::connect::Connector;
 use crate::secret::SecretSource;
+use crate::trace::Tracer;
 
 /// Timers of tokio have a resolution of a millisecond.
 pub(super) const TICK: Duration = Duration::from_millis(1);
@@ -332,6 +333,7 @@ impl Rig {
             TokenCache::new(),
             metrics.token("payments"),
             signals,
+            Tracer::default(),
         );
         Self {
             server: AuthorizationServer::start_by(connections, script),

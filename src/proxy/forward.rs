@@ -31,6 +31,7 @@ use crate::net::progress::Progress;
 use crate::net::socket::Peer;
 use crate::net::tunnel::Tunnel;
 use crate::net::upload::Upload;
+use crate::trace::{Span, Tracer};
 
 /// Forwards requests with a token. Shared by all workers; what belongs to a worker, its clients, is an argument. A
 /// configuration that is read anew makes a new one.
@@ -48,6 +49,7 @@ pub struct Gateway {
     pub access_log: AccessLog,
     pub metrics: Arc<Metrics>,
     pub drain: DrainWatch,
+    pub tracer: Tracer,
 }
 
 impl Gateway {
@@ -60,6 +62,7 @@ impl Gateway {
         peer: Peer,
     ) -> Response<Body> {
         let mut scope = self.metrics.request(request.method());
+        let mut span = self.tracer.server(request.method(), request.headers());
         let permit = self.in_flight.clone().try_acquire_owned();
         let request_id = request_id(request.headers());
         let line = AccessLine::of(&request, peer);
@@ -68,8 +71,9 @@ impl Gateway {
         let result = match &permit {
             Err(_) => Err(ProxyError::Overloaded),
             Ok(_) => {
+                let time = &mut upstream_time;
                 let forwarded =
-                    pin!(self.forward(clients, request, peer, &request_id, &mut upstream_time));
+                    pin!(self.forward(clients, request, peer, &request_id, time, &mut span));
                 let forwarded = catch_panic(forwarded).await;
                 forwarded.unwrap_or(Err(ProxyError::Panicked))
             }
@@ -88,6 +92,7 @@ impl Gateway {
         };
         let status = response.status();
         scope.answered(status);
+        span.answered(status, error.as_ref().map(|(code, _)| *code));
         let duration = scope.started().elapsed();
         self.metrics
             .overhead(duration.saturating_sub(upstream_time));
@@ -104,7 +109,7 @@ impl Gateway {
         let body = match answer {
             Answer::Ours(body) => body,
             // In flight until the last byte was passed on.
-            Answer::Upstreams(relay) => Body::relay(relay).holding((scope, permit)),
+            Answer::Upstreams(relay) => Body::relay(relay).holding((scope, permit, span)),
             Answer::Tunnel(upstream, idle_timeout) => {
                 let guard = (permit, self.metrics.tunnel());
                 head.extensions
@@ -128,12 +133,14 @@ impl Gateway {
         peer: Peer,
         request_id: &HeaderValue,
         upstream_time: &mut Duration,
+        span: &mut Span,
     ) -> Result<Response<Answer>, ProxyError> {
         // Who may use the credential, and for what.
         let (mut head, body) = request.into_parts();
         let body = Upload::new(body, head.headers.contains_key(header::EXPECT));
         let named = self.guard.check(&head, peer)?;
         let route = self.routes.choose(&head.method, head.uri.path(), named)?;
+        span.route(&route.name);
         let (upstream, tokens) = (&*self.upstreams[route.upstream], &self.tokens[route.tokens]);
         let client = &clients[route.upstream];
         expects_nothing_but_continue(&head.headers)?;
@@ -172,6 +179,7 @@ impl Gateway {
                 .response_timeout
                 .unwrap_or_else(|| upstream.config().response_timeout),
             upstream_time,
+            span,
         };
 
         // Normally no wait.

@@ -18,6 +18,7 @@ use crate::net::body::{Again, Body};
 use crate::net::client::HttpClient;
 use crate::net::progress::Progress;
 use crate::oauth::access_token::AccessToken;
+use crate::trace::Span;
 
 /// A request as it leaves, but for its body and its `Authorization`.
 pub struct Outgoing<'a> {
@@ -34,6 +35,8 @@ pub struct Outgoing<'a> {
     pub response_timeout: Duration,
     /// How long the upstream has been waited for.
     pub upstream_time: &'a mut Duration,
+    /// Of the application's request.
+    pub span: &'a Span,
 }
 
 impl Outgoing<'_> {
@@ -100,8 +103,10 @@ impl Outgoing<'_> {
 
     async fn send_once(
         &mut self,
-        request: Request<Body>,
+        mut request: Request<Body>,
     ) -> Result<Response<Incoming>, ProxyError> {
+        let host = self.upstream.authority().host();
+        let mut span = self.span.client(&self.method, host, request.headers_mut());
         let sent = Instant::now();
         let result = self
             .upstream
@@ -113,6 +118,10 @@ impl Outgoing<'_> {
             )
             .await;
         *self.upstream_time += sent.elapsed();
+        match &result {
+            Ok(response) => span.answered(response.status(), None),
+            Err(error) => span.outcome(error.code().as_str(), true),
+        }
         result
     }
 }

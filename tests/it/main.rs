@@ -115,6 +115,10 @@ mod verbs;
 // The log: what it says of requests, and that no request waits for it.
 mod logging;
 
+// Spans, in a build that exports them.
+#[cfg(feature = "otel")]
+mod traces;
+
 // The canary: no form of the secret or of a token is anywhere to be seen.
 mod secrecy;
 

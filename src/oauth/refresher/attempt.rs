@@ -55,11 +55,15 @@ impl Refresher {
         trigger: Trigger,
     ) -> Result<Grant, TokenError> {
         let started = Instant::now();
+        let mut span = self
+            .tracer
+            .token_request(self.key.label(), trigger.as_str());
         let result = self.endpoint.fetch(credentials).await;
         let outcome = match &result {
             Ok(_) => FetchOutcome::Success,
             Err(error) => error.outcome(),
         };
+        span.outcome(outcome.as_str(), result.is_err());
         self.exchange
             .metrics
             .requested(trigger, outcome, started.elapsed());
