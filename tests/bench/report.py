@@ -44,15 +44,28 @@ TARGETS = [
 LIMITS = [("memory", "idle_mib", 10), ("memory", "crowd_mib", 30), ("memory-h2", "crowd_mib", 30)]
 
 
+# Turns in which other processes took more of the machine than this, in cores, do not count where there are better ones.
+QUIET = 0.10
+
+
+def quiet(turns):
+    return [turn for turn in turns if turn.get("others", 0) <= QUIET]
+
+
 def median(row, candidate, key):
-    """The median over a candidate's turns; None where it has none."""
+    """The median over a candidate's quiet turns, or over all if none was; None where it has none."""
     turns = row["turns"].get(candidate)
     if not isinstance(turns, list) or not turns or key not in turns[0]:
         return None
     # Memory that was taken once stays; only the first turn finds a process as it was started.
     if key == "idle_mib":
         return turns[0][key]
-    return statistics.median(turn[key] for turn in turns)
+    return statistics.median(turn[key] for turn in quiet(turns) or turns)
+
+
+def is_disturbed(row, candidate):
+    turns = row["turns"].get(candidate)
+    return isinstance(turns, list) and not quiet(turns)
 
 
 def show(results):
@@ -77,7 +90,10 @@ def table(results, key, heading, digits):
         peers = [values[name] for name in PEERS if values[name] is not None]
         best = (max if key == "rate" else min)(peers, default=None)
         ratio = f"{values['bearerd'] / best:.2f}" if best and values["bearerd"] else "–"
-        cells = ["–" if values[name] is None else f"{values[name]:,.{digits}f}" for name in CANDIDATES]
+        cells = [
+            "–" if values[name] is None else f"{'~' * is_disturbed(row, name)}{values[name]:,.{digits}f}"
+            for name in CANDIDATES
+        ]
         lines.append(f"| {row['title']} | {' | '.join(cells)} | {ratio} |")
     if lines:
         print(f"\n| {heading} | {' | '.join(CANDIDATES)} | bearerd ÷ best peer |")
@@ -98,12 +114,11 @@ def renewal(results):
 
 def others(results):
     """A run on a busy machine shows here."""
-    turns = [turn for row in results["rows"].values() for turns in row["turns"].values() if isinstance(turns, list)
-             for turn in turns if "others" in turn]
+    lists = [turns for row in results["rows"].values() for turns in row["turns"].values() if isinstance(turns, list)]
+    turns = [turn for turns in lists for turn in turns if "others" in turn]
     if turns:
-        shares = sorted(turn["others"] for turn in turns)
-        print(f"\nOther processes took {statistics.median(shares):.2f} cores in the median turn,", end=" ")
-        print(f"{shares[-1]:.2f} at most; above 0.10 measure again")
+        print(f"\nOther processes left the machine alone in {len(quiet(turns))} of {len(turns)} turns; only these count,", end=" ")
+        print("except for figures with a ~: measure those again")
 
 
 def targets(results):
@@ -115,7 +130,9 @@ def targets(results):
         if own is not None and found:
             ratio = own / min(found)
             aim = f"≤ {factor:.2f} × {' / '.join(peers)}"
-            lines.append(f"| {row['title']}, {key} | {aim} | {ratio:.2f} | {verdict(ratio <= factor)} |")
+            is_certain = not any(is_disturbed(row, name) for name in ("bearerd", *peers))
+            said = verdict(ratio <= factor) if is_certain else "measure again"
+            lines.append(f"| {row['title']}, {key} | {aim} | {ratio:.2f} | {said} |")
     for name, key, limit in LIMITS:
         row = results["rows"].get(name)
         own = row and median(row, "bearerd", key)

@@ -135,7 +135,8 @@ def turn(world, candidate, row, options, running):
     busy, own, begun = machine_busy(), own_cpu(running), time.monotonic()
     result = row.do(world, candidate, options, **row.settings)
     others = (machine_busy() - busy) - (own_cpu(running) - own)
-    result["others"] = max(others, 0) / (time.monotonic() - begun)
+    if row.do is not memory:
+        result["others"] = max(others, 0) / (time.monotonic() - begun)
     return result
 
 
