@@ -12,6 +12,7 @@ use crate::metrics::Metrics;
 use crate::net::client::HttpClient;
 use crate::net::tls::TlsError;
 use crate::oauth::standing::Standing;
+use crate::oauth::token_error::TokenError;
 use crate::oauth::{CredentialConfig, Refreshers, TokenHandle};
 use crate::proxy::guard::Guard;
 use crate::proxy::replay::Tokens;
@@ -209,19 +210,16 @@ impl Plan {
                 if matches!(standing, Standing::Unused | Standing::Holding { .. }) {
                     break;
                 }
-                let why = |standing: &Standing| match standing.error() {
-                    Some(error) => format!("token {}: {error}", handle.name()),
-                    None => format!("token {}: no answer in time", handle.name()),
-                };
-                if standing.error().is_some_and(|error| error.is_permanent()) {
-                    return Err(why(&standing));
+                let is_refused = standing.error().is_some_and(TokenError::is_permanent);
+                let may_change =
+                    !is_refused && matches!(timeout_at(deadline, handle.changed()).await, Ok(true));
+                if !may_change {
+                    let name = handle.name();
+                    return Err(match standing.error() {
+                        Some(error) => format!("token {name}: {error}"),
+                        None => format!("token {name}: no answer in time"),
+                    });
                 }
-                let mut changes = handle.clone();
-                let changed = timeout_at(deadline, changes.changed()).await;
-                if !matches!(changed, Ok(true)) {
-                    return Err(why(&standing));
-                }
-                handle = changes;
             }
         }
         Ok(())

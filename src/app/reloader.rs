@@ -87,7 +87,7 @@ impl Reloader {
             match put_to_use {
                 Ok(()) => {
                     info!(trigger = trigger.as_str(), "configuration reloaded");
-                    self.count(trigger, ReloadOutcome::Success);
+                    self.metrics.reloaded(trigger, ReloadOutcome::Success);
                     config_in_use = look.config;
                     (failed, retry_at) = (None, None);
                 }
@@ -99,7 +99,7 @@ impl Reloader {
                             reason, "configuration not reloaded, the one before serves on"
                         );
                     }
-                    self.count(trigger, outcome);
+                    self.metrics.reloaded(trigger, outcome);
                     failed = Some((look, reason));
                     retry_at = Some(Instant::now() + RETRY_INTERVAL);
                 }
@@ -139,10 +139,6 @@ impl Reloader {
         self.serving.serve(&plan);
         self.current.store(Arc::new(plan));
         Ok(())
-    }
-
-    fn count(&self, trigger: ReloadTrigger, outcome: ReloadOutcome) {
-        self.metrics.reloaded(trigger, outcome);
     }
 
     fn look(&self) -> Look {

@@ -180,7 +180,7 @@ impl Refresher {
         // The first one is told by the last of the lines that a start prints.
         if self.generation > 1 {
             info!(
-                token = self.key.label(),
+                token = self.key.label,
                 fingerprint = %grant.fingerprint,
                 lifetime_s = grant.lifetime.map(|lifetime| lifetime.as_secs_f64()),
                 scope = grant.scope.as_deref(),
@@ -226,7 +226,7 @@ impl Refresher {
         let is_skewed = skew.abs() > SKEW_WORTH_TELLING;
         if is_skewed && !self.is_skewed {
             warn!(
-                token = self.key.label(),
+                token = self.key.label,
                 skew_s = skew.round(),
                 "the clock of the authorization server is not ours; assertions and tokens may be refused for it"
             );
@@ -240,7 +240,7 @@ impl Refresher {
             self.exchange.metrics.scope_downgraded();
             if self.missing_scope != grant.missing_scope {
                 warn!(
-                    token = self.key.label(),
+                    token = self.key.label,
                     missing, "the token has less scope than was asked for"
                 );
             }
@@ -258,7 +258,7 @@ impl Refresher {
             delay = DEMAND_INTERVAL;
         }
         warn!(
-            token = self.key.label(),
+            token = self.key.label,
             %error,
             hint = error.hint(),
             attempt = self.failures.in_a_row(),
@@ -302,8 +302,8 @@ impl Refresher {
                 .endpoint
                 .revoke(credentials, &token, REVOCATION_TIMEOUT);
             match revocation.await {
-                Ok(()) => info!(token = self.key.label(), "token revoked"),
-                Err(error) => warn!(token = self.key.label(), %error, "token not revoked"),
+                Ok(()) => info!(token = self.key.label, "token revoked"),
+                Err(error) => warn!(token = self.key.label, %error, "token not revoked"),
             }
         }
         self.end().await;

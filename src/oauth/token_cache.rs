@@ -4,6 +4,7 @@
 //! that a client can cancel by going away. Here the refresher of the key alone fetches and inserts; a request that
 //! finds nothing usable asks it to, and waits for what it publishes. Any number of them wait for the one attempt.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -21,13 +22,13 @@ use super::standing::Standing;
 use crate::metrics::{LookupResult, TokenMetrics};
 
 /// Every field that shapes a token; a key that lacks one would serve a wrong token.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct TokenKey {
     /// What logs, metrics and probes call its token.
     pub label: String,
     /// The name of the credential.
     pub credential: String,
-    /// Which of the configurations of that name, which stands for client and authorization server.
+    /// The number of its refresher, which stands for client and authorization server as they were configured then.
     pub edition: u64,
     pub scope: Option<String>,
     pub audience: Vec<String>,
@@ -35,10 +36,10 @@ pub struct TokenKey {
     pub extra_params: Vec<(String, String)>,
 }
 
-impl TokenKey {
-    /// What logs, metrics and probes call its token.
-    pub fn label(&self) -> &str {
-        &self.label
+/// Every request looks a token up, and no two keys of a process are of one edition: the texts need not be hashed for it.
+impl Hash for TokenKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.edition.hash(state);
     }
 }
 
@@ -160,7 +161,7 @@ impl TokenHandle {
 
     /// What logs, metrics and probes call the token.
     pub fn name(&self) -> &str {
-        self.key.label()
+        &self.key.label
     }
 
     /// A usable token: from the cache, or after a wait of at most `wait_timeout`, with at most `max_waiting` others.

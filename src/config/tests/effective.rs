@@ -112,15 +112,7 @@ fn every_key_is_there_with_where_it_comes_from() {
     assert!(text.contains("\n# max_body_bytes is not set\n"), "{text}");
     let with_route = everything(&secret);
     let (text, _) = printed(&with_route, &[], None);
-    for table in [
-        "proxy",
-        "admin",
-        "runtime",
-        "log",
-        "upstream.x",
-        "credential.x",
-        "[route]",
-    ] {
+    for table in TABLES {
         for key in keys_of(table) {
             let is_there = text.lines().any(|line| {
                 line.starts_with(&format!("{key} = ")) || line == format!("# {key} is not set")

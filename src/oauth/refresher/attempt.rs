@@ -22,31 +22,28 @@ impl Refresher {
         if self.rotation.is_pending() {
             self.failures.forget_backoff();
         }
-        let refusal = match self.fetch(&candidates.first, trigger).await {
-            Err(error) if error.refuses_credentials() => error,
-            result => {
-                if result.is_ok() {
-                    let outcome = self.rotation.accepted(candidates.first, None);
+        let mut credentials = candidates.first;
+        let mut others = candidates.others.into_iter();
+        // What is said of the first, which is the one that is configured to be preferred.
+        let mut refusal = None;
+        loop {
+            let error = match self.fetch(&credentials, trigger).await {
+                Ok(grant) => {
+                    let outcome = self.rotation.accepted(credentials, refusal);
                     self.tell_rotation(outcome);
+                    return Ok(grant);
                 }
-                return result;
-            }
-        };
-        for credentials in candidates.others {
-            match self.fetch(&credentials, trigger).await {
-                Err(error) if error.refuses_credentials() => {}
-                result => {
-                    if result.is_ok() {
-                        let outcome = self.rotation.accepted(credentials, Some(refusal));
-                        self.tell_rotation(outcome);
-                    }
-                    return result;
-                }
-            }
+                Err(error) if error.refuses_credentials() => refusal.take().unwrap_or(error),
+                Err(error) => return Err(error),
+            };
+            let Some(next) = others.next() else {
+                let outcome = self.rotation.refused();
+                self.tell_rotation(outcome);
+                return Err(error);
+            };
+            credentials = next;
+            refusal = Some(error);
         }
-        let outcome = self.rotation.refused();
-        self.tell_rotation(outcome);
-        Err(refusal)
     }
 
     async fn fetch(
@@ -55,9 +52,7 @@ impl Refresher {
         trigger: Trigger,
     ) -> Result<Grant, TokenError> {
         let started = Instant::now();
-        let mut span = self
-            .tracer
-            .token_request(self.key.label(), trigger.as_str());
+        let mut span = self.tracer.token_request(&self.key.label, trigger.as_str());
         let result = self.endpoint.fetch(credentials).await;
         let outcome = match &result {
             Ok(_) => FetchOutcome::Success,
@@ -74,7 +69,7 @@ impl Refresher {
         if let Some(outcome) = outcome {
             self.exchange.metrics.secret_reloaded(outcome);
             info!(
-                token = self.key.label(),
+                token = self.key.label,
                 outcome = outcome.as_str(),
                 error = self.rotation.refusal().map(tracing::field::display),
                 "client credentials changed"

@@ -82,7 +82,7 @@ impl Refresher {
                 // On another thread, a token can be set aside just before the failure is published.
                 () = self.exchange.rejection.notified() => { self.put_back().await; }
                 () = credentials_changed(&self.endpoint, &self.rotation, files) => {
-                    info!(token = self.key.label(), "client credentials changed, trying them now");
+                    info!(token = self.key.label, "client credentials changed, trying them now");
                     return;
                 }
             }
