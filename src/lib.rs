@@ -29,7 +29,7 @@
 //! answers, whatever happens; inside it `forward` is one straight line: [`proxy::guard`] (who may use the credential) →
 //! [`proxy::route`] (where it goes, with which token) → framing of the body → [`proxy::hop`] (what must not cross) →
 //! [`proxy::upstream`] (target, `Via`) → the token, of [`oauth::TokenHandle`], normally without a wait →
-//! [`proxy::outgoing`] (`Authorization`, last; [`net::client`]) → [`proxy::replay`], if the upstream refuses the token →
+//! [`proxy::outgoing`] (`Authorization`, last; [`net::pool`]) → [`proxy::replay`], if the upstream refuses the token →
 //! [`proxy::hop`] back. Bodies stream both ways ([`net::body`]). [`net::connection`] speaks HTTP/1.1, HTTP/2 where that is
 //! switched on, and after a [`proxy::upgrade`] passes bytes on ([`net::tunnel`]). Every failure is a
 //! [`proxy::error::ProxyError`], and one place makes of it a problem document, a log line and a count.

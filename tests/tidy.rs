@@ -58,7 +58,9 @@ const ONLY_HERE: [(&str, &[&str], &str); 10] = [
     (
         "tokio::spawn",
         &[
+            "src/net/client.rs",
             "src/net/listener.rs",
+            "src/net/pool.rs",
             "src/net/upload.rs",
             "src/oauth/refresher.rs",
             "src/app/",

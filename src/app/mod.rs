@@ -333,7 +333,7 @@ impl App {
     }
 }
 
-/// One data-plane worker: its own clients, its own accepts.
+/// One data-plane worker: its own pools, its own accepts.
 async fn work(
     index: usize,
     sockets: Vec<ListeningSocket>,
@@ -353,7 +353,7 @@ async fn work(
                 // Boxed, because it is moved three times on its way to hyper, and large.
                 Box::pin(async move {
                     let gateway = &service.gateway;
-                    gateway.handle(&service.clients, request, peer).await
+                    gateway.handle(&service.pools, request, peer).await
                 })
             },
         ));

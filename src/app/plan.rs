@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::config::{Config, TokenConfig};
 use crate::metrics::Metrics;
-use crate::net::client::HttpClient;
+use crate::net::pool::Pool;
 use crate::net::tls::TlsError;
 use crate::oauth::standing::Standing;
 use crate::oauth::token_error::TokenError;
@@ -38,12 +38,12 @@ pub(super) struct Plan {
     pub(super) contents: Fingerprint,
 }
 
-/// An upstream, and each worker's client for it.
+/// An upstream, and each worker's connections to it.
 #[derive(Clone)]
 pub(super) struct PlannedUpstream {
     pub(super) upstream: Arc<Upstream>,
     /// In the order of the workers.
-    pub(super) clients: Vec<HttpClient>,
+    pub(super) pools: Vec<Arc<Pool>>,
     files: Fingerprint,
 }
 
@@ -98,12 +98,14 @@ impl Planner {
             return Ok(same.clone());
         }
         let connector = Upstream::connector(config, Some(self.metrics.clone()))?;
-        let clients = (0..self.workers)
-            .map(|_| HttpClient::new(connector.clone(), config.pool))
+        let upstream = Arc::new(Upstream::new(config.clone(), &self.metrics));
+        let origin = upstream.origin();
+        let pools = (0..self.workers)
+            .map(|_| Pool::new(connector.clone(), origin.clone(), config.pool))
             .collect();
         Ok(PlannedUpstream {
-            upstream: Arc::new(Upstream::new(config.clone(), &self.metrics)),
-            clients,
+            upstream,
+            pools,
             files,
         })
     }

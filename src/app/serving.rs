@@ -1,4 +1,4 @@
-//! What requests are served with at this moment: one gateway for all workers, and each worker's clients. A reload swaps
+//! What requests are served with at this moment: one gateway for all workers, and each worker's pools. A reload swaps
 //! both at once; a request that has begun ends with what it began with.
 
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use super::Addresses;
 use super::plan::Plan;
 use crate::admin::status::About;
 use crate::metrics::Metrics;
-use crate::net::client::HttpClient;
 use crate::net::drain::DrainWatch;
+use crate::net::pool::Pool;
 use crate::oauth::TokenHandle;
 use crate::proxy::Gateway;
 use crate::trace::Tracer;
@@ -20,7 +20,7 @@ use crate::trace::Tracer;
 pub(super) struct Service {
     pub(super) gateway: Arc<Gateway>,
     /// In the order of the gateway's upstreams.
-    pub(super) clients: Vec<HttpClient>,
+    pub(super) pools: Vec<Arc<Pool>>,
 }
 
 /// What all of them do.
@@ -90,11 +90,11 @@ fn services(plan: &Plan, shared: &Shared) -> impl Iterator<Item = Service> {
         tracer: shared.tracer.clone(),
     });
     (0..shared.workers).map(move |worker| {
-        let clients = plan.upstreams.iter();
+        let upstreams = plan.upstreams.iter();
         Service {
             gateway: gateway.clone(),
-            clients: clients
-                .map(|planned| planned.clients[worker].clone())
+            pools: upstreams
+                .map(|planned| planned.pools[worker].clone())
                 .collect(),
         }
     })

@@ -15,7 +15,7 @@ use tracing::warn;
 use super::{App, Outcome, RunError, Stop};
 use crate::config::Otel;
 use crate::net::body::Body;
-use crate::net::client::{HttpClient, PoolConfig};
+use crate::net::client::HttpClient;
 use crate::net::connect::{ConnectConfig, Connector};
 use crate::net::tls::HttpVersions;
 use crate::trace::{Queue, Tracer};
@@ -103,10 +103,6 @@ impl Collector {
             return None;
         }
         let connect = ConnectConfig::new(CONNECT_TIMEOUT, HttpVersions::Http1);
-        let pool = PoolConfig {
-            idle_timeout: BATCH_INTERVAL * 2,
-            max_idle: 1,
-        };
         let mut headers = match otel.headers() {
             Some(headers) => fields(headers.expose())?,
             None => HeaderMap::new(),
@@ -114,7 +110,7 @@ impl Collector {
         let json = HeaderValue::from_static("application/json");
         headers.insert(header::CONTENT_TYPE, json);
         Some(Self {
-            client: HttpClient::new(Connector::new(&connect, None).ok()?, pool),
+            client: HttpClient::new(Connector::new(&connect, None).ok()?),
             url,
             headers,
             resource: json!({"attributes": [

@@ -38,7 +38,7 @@ impl Patient<'_> {
             Err(exit) => return exit,
         };
         let started = Instant::now();
-        match connector.connect(url.clone()).await {
+        match connector.connect(url).await {
             Ok(stream) => {
                 let stream = stream.inner();
                 let mut found = Vec::new();
@@ -154,7 +154,7 @@ impl Patient<'_> {
         };
         match error {
             ConnectError::Dns(_) => self.dns_hint(false),
-            ConnectError::Tcp(_) | ConnectError::Timeout => {
+            ConnectError::Tcp(_) | ConnectError::Http(_) | ConnectError::Timeout => {
                 format!("is {who} up, and reachable from here?")
             }
             ConnectError::Tls(error) => self.tls_hint(error),

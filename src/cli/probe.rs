@@ -11,7 +11,7 @@ use super::arguments::Probe;
 use super::{Exit, block_on, refused};
 use crate::config::{Config, Inputs};
 use crate::net::body::Body;
-use crate::net::client::{HttpClient, PoolConfig};
+use crate::net::client::HttpClient;
 use crate::net::connect::{ConnectConfig, Connector};
 use crate::net::tls::{HttpVersions, TlsError};
 
@@ -114,13 +114,9 @@ impl AdminClient {
             IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
         };
         let config = ConnectConfig::new(Self::TIMEOUT, HttpVersions::Http1);
-        let pool = PoolConfig {
-            idle_timeout: Self::TIMEOUT,
-            max_idle: 0,
-        };
         Ok(Self {
             address: SocketAddr::new(ip, listen.port()),
-            client: HttpClient::new(Connector::new(&config, None)?, pool),
+            client: HttpClient::new(Connector::new(&config, None)?),
         })
     }
 

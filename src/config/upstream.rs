@@ -8,7 +8,7 @@ use super::setting::{
     Problems, as_uri, checked_url, choice, count_or_zero, duration, flag, missing,
 };
 use super::tables::{List, Map, UpstreamTable};
-use crate::net::client::PoolConfig;
+use crate::net::pool::PoolConfig;
 use crate::net::tls::HttpVersions;
 use crate::proxy::upstream::UpstreamConfig;
 

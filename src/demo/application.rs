@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::server::locked;
 use crate::net::body::Body;
-use crate::net::client::{HttpClient, PoolConfig};
+use crate::net::client::HttpClient;
 use crate::net::connect::{ConnectConfig, Connector};
 use crate::net::tls::{HttpVersions, TlsError};
 
@@ -103,13 +103,8 @@ impl Application {
     pub(super) fn new() -> Result<Self, TlsError> {
         let config = ConnectConfig::new(TIMEOUT, HttpVersions::Http1);
         let connector = Connector::new(&config, None)?;
-        let pool = PoolConfig {
-            // Shorter than bearerd keeps an idle connection.
-            idle_timeout: Duration::from_secs(5),
-            max_idle: 4,
-        };
         Ok(Self {
-            client: HttpClient::new(connector, pool),
+            client: HttpClient::new(connector),
         })
     }
 

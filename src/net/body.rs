@@ -8,10 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 use tracing::warn;
 
+use super::download::Download;
 use super::progress::Progress;
 use super::resend::{Attempt, Resendable};
 use super::upload::Upload;
@@ -131,7 +131,7 @@ enum Source {
     /// The application.
     Upload(Upload),
     /// The upstream.
-    Download(Incoming),
+    Download(Download),
 }
 
 impl Source {
@@ -141,7 +141,7 @@ impl Source {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self {
             Self::Upload(upload) => upload.poll_frame(cx),
-            Self::Download(incoming) => Pin::new(incoming).poll_frame(cx),
+            Self::Download(download) => Pin::new(download).poll_frame(cx),
         }
     }
 
@@ -178,8 +178,8 @@ impl Relay {
     }
 
     /// The same with the body of a response.
-    pub fn download(incoming: Incoming, idle_timeout: Duration) -> Self {
-        Self::new(Source::Download(incoming), idle_timeout)
+    pub fn download(download: Download, idle_timeout: Duration) -> Self {
+        Self::new(Source::Download(download), idle_timeout)
     }
 
     fn new(source: Source, idle_timeout: Duration) -> Self {
@@ -222,7 +222,7 @@ impl Relay {
     pub(super) fn left(&self) -> SizeHint {
         match &self.source {
             Source::Upload(upload) => upload.left(),
-            Source::Download(incoming) => incoming.size_hint(),
+            Source::Download(download) => download.size_hint(),
         }
     }
 
@@ -230,7 +230,7 @@ impl Relay {
     pub(super) fn is_over(&self) -> bool {
         match &self.source {
             Source::Upload(upload) => upload.is_over(),
-            Source::Download(incoming) => incoming.is_end_stream(),
+            Source::Download(download) => download.is_end_stream(),
         }
     }
 

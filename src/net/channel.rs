@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use hyper_util::client::legacy::connect::{Connected, Connection};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
@@ -60,25 +59,22 @@ impl Stream {
         }
     }
 
+    /// Whether the two ends have agreed on HTTP/2 (RFC 9113 §3.2).
+    pub(super) fn speaks_http2(&self) -> bool {
+        self.tls().and_then(|tls| tls.alpn_protocol()) == Some(b"h2")
+    }
+
+    /// Whether a proxy reads the requests, not the server.
+    pub(super) fn is_proxied(&self) -> bool {
+        matches!(self.channel, Channel::Plain { is_proxied, .. } if is_proxied)
+    }
+
     fn duplex(&mut self) -> Pin<&mut dyn Duplex> {
         match &mut self.channel {
             Channel::Plain { tcp, .. } => Pin::new(tcp),
             Channel::Tls(stream) => Pin::new(&mut **stream),
             #[cfg(test)]
             Channel::Memory(stream) => Pin::new(stream),
-        }
-    }
-}
-
-impl Connection for Stream {
-    fn connected(&self) -> Connected {
-        match &self.channel {
-            // Has the client name the server in each request (RFC 9112 §3.2.2).
-            Channel::Plain { is_proxied, .. } => Connected::new().proxy(*is_proxied),
-            _ if self.tls().and_then(|tls| tls.alpn_protocol()) == Some(b"h2") => {
-                Connected::new().negotiated_h2()
-            }
-            _ => Connected::new(),
         }
     }
 }

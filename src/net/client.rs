@@ -1,44 +1,137 @@
-//! The HTTP client: pooled connections of one thread to one kind of server, and why a request got no response.
+//! The HTTP client: a connection to a server, a request on it, and why there was no response.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use http::header::UPGRADE;
-use http::{Request, Response};
+use http::header;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderValue, Request, Response, Uri};
 use hyper::body::Incoming;
-use hyper_util::client::legacy;
+use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::AlertDescription;
+use tokio_util::either::Either;
+use tracing::debug;
 
 use super::body::{Body, BodyError, Chain};
 use super::connect::{ConnectError, Connector};
+use super::download::Download;
 use super::tls::HttpVersions;
 use crate::metrics::SendFault;
 
-/// How connections are kept between requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PoolConfig {
-    /// A connection idle for this long is closed. Keep it below what the server waits.
-    pub idle_timeout: Duration,
-    /// Idle connections kept for one host; 0 keeps none.
-    pub max_idle: usize,
-}
-
-/// A client of HTTP/1.1 and HTTP/2 servers. Clones share the pools; each worker thread has its own.
+/// Sends each request on a connection of its own. What sends many keeps its connections in a
+/// [`Pool`](super::pool::Pool).
 #[derive(Clone)]
-pub struct HttpClient {
-    connector: Connector,
-    pool: PoolConfig,
-    clients: Arc<ArcSwap<Clients>>,
+pub struct HttpClient(Connector);
+
+impl HttpClient {
+    /// Its connections run on the tokio runtime that sends the request.
+    pub fn new(connector: Connector) -> Self {
+        Self(connector)
+    }
+
+    /// Sends `request` to the authority of its URI and waits for the response head; the deadline is the caller's.
+    ///
+    /// # Errors
+    /// When there is no response head. The request may have reached the server unless the fault says otherwise.
+    pub async fn send(&self, request: Request<Body>) -> Result<Response<Download>, SendError> {
+        let origin = Origin::of(request.uri()).ok_or_else(SendError::leads_nowhere)?;
+        let connection = Connection::open(&self.0, &origin).await;
+        let mut connection = connection.map_err(|error| SendError::connect(Arc::new(error)))?;
+        let response = connection.send(&origin, request).await;
+        let response = response.map_err(|unanswered| unanswered.error)?;
+        Ok(response.map(Download::from))
+    }
 }
 
-/// Each has a pool of its own.
-struct Clients {
-    any: legacy::Client<Connector, Body>,
-    /// For requests that HTTP/2 has no form for.
-    http1: legacy::Client<Connector, Body>,
+/// Where requests go: scheme, host and port.
+#[derive(Clone)]
+pub struct Origin {
+    scheme: Scheme,
+    authority: Authority,
+    host: HeaderValue,
+}
+
+impl Origin {
+    /// `http` or `https`, and an authority without user information.
+    pub fn new(scheme: Scheme, authority: Authority) -> Self {
+        let default_port = if scheme == Scheme::HTTPS { 443 } else { 80 };
+        let host = match authority.port_u16() {
+            Some(port) if port != default_port => format!("{}:{port}", authority.host()),
+            _ => authority.host().to_owned(),
+        };
+        Self {
+            // An authority has no byte that a field must not have.
+            host: HeaderValue::try_from(host).unwrap_or_else(|_| HeaderValue::from_static("")),
+            scheme,
+            authority,
+        }
+    }
+
+    /// That of a URL with scheme and authority.
+    pub fn of(url: &Uri) -> Option<Self> {
+        let (scheme, authority) = (url.scheme()?, url.authority()?);
+        Some(Self::new(scheme.clone(), authority.clone()))
+    }
+
+    /// `http` or `https`.
+    pub fn scheme(&self) -> &Scheme {
+        &self.scheme
+    }
+
+    /// Host and port, as they were given.
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// A URI here, of what path it may be.
+    fn uri(&self, path: Option<PathAndQuery>) -> Uri {
+        let uri = Uri::builder()
+            .scheme(self.scheme.clone())
+            .authority(self.authority.clone())
+            .path_and_query(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+        // Its parts were valid before.
+        uri.build().unwrap_or_default()
+    }
+
+    /// Gives `request` the form of its connection: HTTP/2 has the authority in the URI (RFC 9113 §8.3.1), HTTP/1.1 in
+    /// `Host`, and to a proxy in both (RFC 9112 §3.2.2).
+    fn address(&self, request: &mut Request<Body>, connection: &Connection) {
+        let (in_host, in_uri) = match connection {
+            Connection::Http1(connection) => (true, connection.is_proxied),
+            Connection::Http2(_) => (false, true),
+        };
+        if in_host {
+            request
+                .headers_mut()
+                .insert(header::HOST, self.host.clone());
+        } else {
+            request.headers_mut().remove(header::HOST);
+        }
+        if request.uri().scheme().is_some() != in_uri {
+            let path = request.uri().path_and_query().cloned();
+            *request.uri_mut() = match path {
+                path if in_uri => self.uri(path),
+                Some(path) => path.into(),
+                None => Uri::default(),
+            };
+        }
+    }
+}
+
+/// An open connection to a server; its other end is a task of its own, which ends with it, and after the last response.
+pub(super) enum Connection {
+    Http1(Http1),
+    /// Clones are the same connection.
+    Http2(http2::SendRequest<Body>),
+}
+
+/// A connection that takes one request after the other.
+pub(super) struct Http1 {
+    pub(super) sender: http1::SendRequest<Body>,
+    /// A proxy, which has to be told the authority, reads the requests.
+    is_proxied: bool,
 }
 
 /// hyper's default of 400 KiB for each connection would be the largest part of the memory under load.
@@ -53,108 +146,121 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 /// others on the connection.
 const CONNECTION_WINDOW: u32 = 1 << 30;
 
-impl HttpClient {
-    /// A client with empty pools. Its connections run on the tokio runtime that sends the first request.
-    pub fn new(connector: Connector, pool: PoolConfig) -> Self {
-        let clients = Clients::new(&connector, pool);
-        Self {
-            clients: Arc::new(ArcSwap::from_pointee(clients)),
-            connector,
-            pool,
+impl Connection {
+    /// Connects, within the connector's timeout.
+    pub(super) async fn open(connector: &Connector, origin: &Origin) -> Result<Self, ConnectError> {
+        let stream = connector.connect(&origin.uri(None)).await?;
+        let channel = stream.inner();
+        if channel.speaks_http2() || connector.versions() == HttpVersions::Http2 {
+            let handshake = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                // One connection carries everything; without a PING, one that died unseen would take every request
+                // along until its deadline.
+                .keep_alive_interval(PING_INTERVAL)
+                .keep_alive_timeout(PING_TIMEOUT)
+                .handshake(stream);
+            let (sender, connection) = connector.in_time(handshake).await?;
+            tokio::spawn(carry(connection));
+            Ok(Self::Http2(sender))
+        } else {
+            let is_proxied = channel.is_proxied();
+            let handshake = http1::Builder::new()
+                .max_buf_size(MAX_READ_BUFFER)
+                .max_headers(MAX_RESPONSE_FIELDS)
+                .handshake(stream);
+            let (sender, connection) = connector.in_time(handshake).await?;
+            tokio::spawn(carry(connection.with_upgrades()));
+            Ok(Self::Http1(Http1 { sender, is_proxied }))
         }
     }
 
-    /// Uses no connection again that there is now; what is under way on them goes on. hyper tells nobody which connection
-    /// an answer came on, short of paying for it with every request, and one that cannot be trusted is rare.
-    pub fn forget_connections(&self) {
-        let clients = Clients::new(&self.connector, self.pool);
-        self.clients.store(Arc::new(clients));
-    }
-
-    /// Sends `request` to the authority of its URI and waits for the response head; the deadline is the caller's. One
-    /// with `Upgrade` goes over HTTP/1.1.
-    ///
-    /// # Errors
-    /// When there is no response head. The request may have reached the server unless the fault says otherwise.
-    pub async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, SendError> {
-        let response = {
-            let clients = self.clients.load();
-            if request.headers().contains_key(UPGRADE) {
-                clients.http1.request(request)
-            } else {
-                clients.any.request(request)
-            }
+    /// Sends `request`, whose URI may be a path alone, and waits for the response head. Dropping the future ends the
+    /// connection, or with HTTP/2 the stream.
+    pub(super) fn send(
+        &mut self,
+        origin: &Origin,
+        mut request: Request<Body>,
+    ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> + use<> {
+        origin.address(&mut request, self);
+        let response = match self {
+            Self::Http1(connection) => Either::Left(connection.sender.try_send_request(request)),
+            Self::Http2(sender) => Either::Right(sender.try_send_request(request)),
         };
-        response.await.map_err(SendError::from)
+        async { response.await.map_err(Unanswered::from) }
     }
 }
 
-impl Clients {
-    fn new(connector: &Connector, pool: PoolConfig) -> Self {
-        Self {
-            any: client(connector.clone(), pool),
-            http1: client(connector.http1_only(), pool),
-        }
+/// Requests and responses tell what becomes of a connection.
+async fn carry(connection: impl Future<Output = hyper::Result<()>>) {
+    if let Err(error) = connection.await {
+        debug!(error = %Chain(&error), "connection to a server ended");
     }
 }
 
-fn client(connector: Connector, pool: PoolConfig) -> legacy::Client<Connector, Body> {
-    legacy::Client::builder(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        // Without this timer idle connections are only looked at when one is wanted, and stay open until then.
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(pool.idle_timeout)
-        .pool_max_idle_per_host(pool.max_idle)
-        .http1_max_buf_size(MAX_READ_BUFFER)
-        .http1_max_headers(MAX_RESPONSE_FIELDS)
-        .http2_only(connector.versions() == HttpVersions::Http2)
-        .http2_initial_stream_window_size(STREAM_WINDOW)
-        .http2_initial_connection_window_size(CONNECTION_WINDOW)
-        // One connection carries everything; without a PING, one that died unseen would take every request
-        // along until its deadline.
-        .http2_keep_alive_interval(PING_INTERVAL)
-        .http2_keep_alive_timeout(PING_TIMEOUT)
-        // Only what was never written is sent again: hyper-util gives such a request back.
-        .retry_canceled_requests(true)
-        .build(connector)
+/// A request without a response.
+pub(super) struct Unanswered {
+    pub(super) error: SendError,
+    /// The request, if nothing of it was written.
+    pub(super) unsent: Option<Request<Body>>,
+}
+
+impl From<TrySendError<Request<Body>>> for Unanswered {
+    fn from(mut error: TrySendError<Request<Body>>) -> Self {
+        let unsent = error.take_message();
+        let mut error = SendError::from(error.into_error());
+        error.unprocessed |= unsent.is_some();
+        Self { error, unsent }
+    }
 }
 
 /// No response head, and why.
 #[derive(Debug, thiserror::Error)]
-#[error("{}", Chain(.source))]
+#[error("{}", Chain(&**.source))]
 pub struct SendError {
     /// What happened.
     pub fault: SendFault,
     /// The application's body was larger than its limit.
     pub body_too_large: bool,
-    /// The server says that it did nothing about the request (RFC 9113 §8.7), or there never was a connection of its own
-    /// to send it on: it may be sent again.
+    /// Nothing of the request was written, or the server says that it did nothing about it (RFC 9113 §8.7): it may be
+    /// sent again.
     pub unprocessed: bool,
-    source: legacy::Error,
+    source: Arc<dyn std::error::Error + Send + Sync>,
 }
 
-impl From<legacy::Error> for SendError {
-    fn from(source: legacy::Error) -> Self {
-        let (mut fault, mut unprocessed) = (SendFault::Reset, false);
-        if source.is_connect() {
-            // Unless a cause says more, this is a request that waited for the connection of another, which did not come
-            // about, or was given up with that other.
-            (fault, unprocessed) = (SendFault::Connect, true);
+impl SendError {
+    /// There is no connection.
+    pub(super) fn connect(error: Arc<ConnectError>) -> Self {
+        Self {
+            fault: match *error {
+                ConnectError::Dns(_) => SendFault::Dns,
+                ConnectError::Tcp(_) | ConnectError::Http(_) | ConnectError::Proxy(_) => {
+                    SendFault::Connect
+                }
+                ConnectError::Timeout => SendFault::ConnectTimeout,
+                ConnectError::Tls(_) => SendFault::Tls,
+                ConnectError::Exhausted(_) => SendFault::Exhausted,
+            },
+            body_too_large: false,
+            // It would be one more wait for the same.
+            unprocessed: false,
+            source: error,
         }
+    }
+
+    fn leads_nowhere() -> Self {
+        let cause = io::Error::new(io::ErrorKind::InvalidInput, "no host to connect to");
+        Self::connect(Arc::new(ConnectError::Dns(cause)))
+    }
+}
+
+impl From<hyper::Error> for SendError {
+    fn from(source: hyper::Error) -> Self {
+        let (mut fault, mut unprocessed) = (SendFault::Reset, false);
         let mut body_too_large = false;
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&source);
         while let Some(error) = cause {
-            if let Some(error) = error.downcast_ref::<ConnectError>() {
-                fault = match error {
-                    ConnectError::Dns(_) => SendFault::Dns,
-                    ConnectError::Tcp(_) | ConnectError::Proxy(_) => SendFault::Connect,
-                    ConnectError::Timeout => SendFault::ConnectTimeout,
-                    ConnectError::Tls(_) => SendFault::Tls,
-                    ConnectError::Exhausted(_) => SendFault::Exhausted,
-                };
-                unprocessed = false;
-                break;
-            }
             if let Some(error) = error.downcast_ref::<BodyError>() {
                 fault = SendFault::Downstream;
                 body_too_large = matches!(error, BodyError::TooLarge(_));
@@ -177,11 +283,10 @@ impl From<legacy::Error> for SendError {
             fault,
             body_too_large,
             unprocessed,
-            source,
+            source: Arc::new(source),
         }
     }
 }
-
 /// With TLS 1.3 a server looks at our certificate when the session exists for us already (RFC 8446 §4.4.2). It has not
 /// looked at any request then.
 fn is_certificate_refused(error: &(dyn std::error::Error + 'static)) -> bool {

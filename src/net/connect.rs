@@ -3,9 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::Uri;
@@ -57,7 +55,7 @@ impl ConnectConfig {
     }
 }
 
-/// Makes connections for an [`HttpClient`](super::client::HttpClient). Clones share what is known of names.
+/// Makes connections to servers. Clones share what is known of names.
 #[derive(Clone)]
 pub struct Connector {
     tcp: HttpConnector<Resolver>,
@@ -112,11 +110,13 @@ impl Connector {
     /// Connects to no server: the far end of each connection comes out of the receiver, whatever the URI, and without
     /// the receiver connections are refused. Sockets would race with tokio's paused time.
     #[cfg(test)]
-    pub fn in_memory() -> (
+    pub fn in_memory(
+        versions: HttpVersions,
+    ) -> (
         Self,
         tokio::sync::mpsc::UnboundedReceiver<tokio::io::DuplexStream>,
     ) {
-        let config = ConnectConfig::new(Duration::from_secs(5), HttpVersions::Http1);
+        let config = ConnectConfig::new(Duration::from_secs(5), versions);
         let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
         let connector = Self {
             memory: Some(sender),
@@ -141,9 +141,9 @@ impl Connector {
     ///
     /// # Errors
     /// The first step that failed.
-    pub async fn connect(mut self, uri: Uri) -> Result<TokioIo<Stream>, ConnectError> {
+    pub async fn connect(&self, uri: &Uri) -> Result<TokioIo<Stream>, ConnectError> {
         let started = Instant::now();
-        let result = timeout(self.timeout, self.establish(&uri))
+        let result = timeout(self.timeout, self.establish(uri))
             .await
             .unwrap_or(Err(ConnectError::Timeout));
         if let Some(metrics) = &self.metrics {
@@ -158,7 +158,7 @@ impl Connector {
             .is_err_and(ConnectError::may_be_of_old_addresses)
         {
             self.resolver
-                .doubt(self.next_hop(&uri).host().unwrap_or_default());
+                .doubt(self.next_hop(uri).host().unwrap_or_default());
         }
         let channel = result?;
         let open = self
@@ -166,6 +166,15 @@ impl Connector {
             .as_ref()
             .map(|metrics| metrics.upstream_connection());
         Ok(TokioIo::new(Stream::new(channel, open)))
+    }
+
+    /// Waits for the first steps on a new connection, for as long as connecting may take.
+    pub(super) async fn in_time<T>(
+        &self,
+        handshake: impl Future<Output = hyper::Result<T>>,
+    ) -> Result<T, ConnectError> {
+        let result = timeout(self.timeout, handshake).await;
+        Ok(result.map_err(|_| ConnectError::Timeout)??)
     }
 
     fn proxy_for(&self, uri: &Uri) -> Option<&OutboundProxy> {
@@ -178,7 +187,7 @@ impl Connector {
         self.proxy_for(uri).map_or(uri, |proxy| &proxy.url)
     }
 
-    async fn establish(&mut self, uri: &Uri) -> Result<Channel, ConnectError> {
+    async fn establish(&self, uri: &Uri) -> Result<Channel, ConnectError> {
         #[cfg(test)]
         if let Some(memory) = &self.memory {
             let (near, far) = tokio::io::duplex(64 * 1024);
@@ -188,7 +197,7 @@ impl Connector {
         }
         let is_proxied = self.proxy_for(uri).is_some();
         let next_hop = self.next_hop(uri).clone();
-        let tcp = self.tcp.call(next_hop).await;
+        let tcp = self.tcp.clone().call(next_hop).await;
         let mut tcp = match tcp.map_err(ConnectError::from_tcp) {
             Ok(tcp) => tcp.into_inner(),
             Err(error) if is_proxied => return Err(error.of_proxy()),
@@ -226,20 +235,6 @@ fn patience(config: &ConnectConfig) -> Duration {
     config.timeout / 4
 }
 
-impl Service<Uri> for Connector {
-    type Response = TokioIo<Stream>;
-    type Error = ConnectError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        Box::pin(self.clone().connect(uri))
-    }
-}
-
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -249,6 +244,9 @@ pub enum ConnectError {
     /// No address accepted a TCP connection.
     #[error("TCP")]
     Tcp(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It broke before there was a request on it.
+    #[error("HTTP")]
+    Http(#[from] hyper::Error),
     /// All of it together took longer than the connect timeout.
     #[error("timed out")]
     Timeout,
@@ -301,7 +299,7 @@ impl ConnectError {
     fn outcome(&self) -> ConnectOutcome {
         match self {
             Self::Dns(_) => ConnectOutcome::Dns,
-            Self::Tcp(_) | Self::Proxy(_) => ConnectOutcome::Connect,
+            Self::Tcp(_) | Self::Http(_) | Self::Proxy(_) => ConnectOutcome::Connect,
             Self::Timeout => ConnectOutcome::Timeout,
             Self::Tls(_) => ConnectOutcome::Tls,
             Self::Exhausted(_) => ConnectOutcome::Exhausted,
@@ -372,7 +370,7 @@ mod tests {
     /// Without a port, that of the address counts.
     async fn connect(connector: &Connector) -> Result<SocketAddr, ConnectError> {
         let uri = Uri::from_static("http://api.example");
-        let stream = connector.clone().connect(uri).await?;
+        let stream = connector.connect(&uri).await?;
         Ok(stream.inner().peer().unwrap())
     }
 

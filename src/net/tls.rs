@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use http::uri::Scheme;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem};
 use rustls::{ClientConfig, InconsistentKeys, RootCertStore};
@@ -24,6 +25,15 @@ pub enum HttpVersions {
 }
 
 impl HttpVersions {
+    /// Whether a server may speak HTTP/2 to us: always, never, or as its TLS session decides.
+    pub fn may_be_http2(self, scheme: &Scheme) -> bool {
+        match self {
+            Self::Http1 => false,
+            Self::Http2 => true,
+            Self::Auto => *scheme == Scheme::HTTPS,
+        }
+    }
+
     fn alpn(self) -> Vec<Vec<u8>> {
         match self {
             Self::Auto => vec![b"h2".to_vec(), b"http/1.1".to_vec()],

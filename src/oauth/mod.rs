@@ -41,12 +41,11 @@ pub use token_cache::{Rejection, TokenHandle, Unavailable};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use http::StatusCode;
 
 use crate::metrics::Metrics;
-use crate::net::client::{HttpClient, PoolConfig};
+use crate::net::client::HttpClient;
 use crate::net::connect::{ConnectConfig, Connector};
 use crate::net::tls::TlsError;
 use crate::trace::Tracer;
@@ -87,12 +86,10 @@ impl CredentialConfig {
     /// When a file for TLS cannot be used.
     pub fn token_endpoint(&self) -> Result<TokenEndpoint, TlsError> {
         let connector = Connector::new(&self.connect, None)?;
-        let pool = PoolConfig {
-            idle_timeout: Duration::from_secs(1),
-            max_idle: 0,
-        };
-        let client = HttpClient::new(connector, pool);
-        Ok(TokenEndpoint::new(self.endpoint.clone(), client))
+        Ok(TokenEndpoint::new(
+            self.endpoint.clone(),
+            HttpClient::new(connector),
+        ))
     }
 }
 

@@ -21,8 +21,9 @@ use super::token_endpoint::{
     ClientId, Location, ScopeDowngrade, TokenEndpoint, TokenEndpointConfig,
 };
 use crate::metrics::Metrics;
-use crate::net::client::{HttpClient, PoolConfig};
+use crate::net::client::HttpClient;
 use crate::net::connect::Connector;
+use crate::net::tls::HttpVersions;
 use crate::secret::SecretSource;
 use crate::trace::Tracer;
 
@@ -64,15 +65,10 @@ pub(super) fn config(secret: SecretSource) -> TokenEndpointConfig {
     }
 }
 
-/// A client without a pool, and the far ends of its connections.
+/// A client, and the far ends of its connections.
 pub(super) fn client() -> (HttpClient, mpsc::UnboundedReceiver<DuplexStream>) {
-    let (connector, connections) = Connector::in_memory();
-    let pool = PoolConfig {
-        idle_timeout: secs(1),
-        max_idle: 0,
-    };
-    let client = HttpClient::new(connector, pool);
-    (client, connections)
+    let (connector, connections) = Connector::in_memory(HttpVersions::Http1);
+    (HttpClient::new(connector), connections)
 }
 
 /// One whole request: its head as it came, and its form if it has one.

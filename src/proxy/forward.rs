@@ -25,15 +25,16 @@ use super::upgrade;
 use super::upstream::Upstream;
 use crate::metrics::Metrics;
 use crate::net::body::{Body, Relay};
-use crate::net::client::HttpClient;
+use crate::net::download::Download;
 use crate::net::drain::{DrainWatch, Phase};
+use crate::net::pool::Pool;
 use crate::net::progress::Progress;
 use crate::net::socket::Peer;
 use crate::net::tunnel::Tunnel;
 use crate::net::upload::Upload;
 use crate::trace::{Span, Tracer};
 
-/// Forwards requests with a token. Shared by all workers; what belongs to a worker, its clients, is an argument. A
+/// Forwards requests with a token. Shared by all workers; what belongs to a worker, its pools, is an argument. A
 /// configuration that is read anew makes a new one.
 pub struct Gateway {
     pub guard: Guard,
@@ -53,11 +54,11 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Answers `request`, whatever happens: the upstream's answer, or one of ours. `clients` are the worker's, in the order
+    /// Answers `request`, whatever happens: the upstream's answer, or one of ours. `pools` are the worker's, in the order
     /// of the upstreams.
     pub async fn handle(
         &self,
-        clients: &[HttpClient],
+        pools: &[Arc<Pool>],
         request: Request<Incoming>,
         peer: Peer,
     ) -> Response<Body> {
@@ -73,7 +74,7 @@ impl Gateway {
             Ok(_) => {
                 let time = &mut upstream_time;
                 let forwarded =
-                    pin!(self.forward(clients, request, peer, &request_id, time, &mut span));
+                    pin!(self.forward(pools, request, peer, &request_id, time, &mut span));
                 let forwarded = catch_panic(forwarded).await;
                 forwarded.unwrap_or(Err(ProxyError::Panicked))
             }
@@ -128,7 +129,7 @@ impl Gateway {
     /// The straight line.
     async fn forward(
         &self,
-        clients: &[HttpClient],
+        pools: &[Arc<Pool>],
         request: Request<Incoming>,
         peer: Peer,
         request_id: &HeaderValue,
@@ -142,7 +143,6 @@ impl Gateway {
         let route = self.routes.choose(&head.method, head.uri.path(), named)?;
         span.route(&route.name);
         let (upstream, tokens) = (&*self.upstreams[route.upstream], &self.tokens[route.tokens]);
-        let client = &clients[route.upstream];
         expects_nothing_but_continue(&head.headers)?;
         if !hop::may_be_forwarded(&head.method, &mut head.headers) {
             return Ok(end_of_the_way());
@@ -170,7 +170,7 @@ impl Gateway {
         let mut outgoing = Outgoing {
             uri: target(upstream, route, &head.uri)?,
             upstream,
-            client,
+            pool: &pools[route.upstream],
             method: head.method,
             headers: head.headers,
             again: body.again(),
@@ -188,12 +188,7 @@ impl Gateway {
         let response = tokens
             .second_chance(response, &mut outgoing, &token, &self.metrics)
             .await?;
-        let answer = answer(response, &asked, upstream);
-        if matches!(answer, Err(ProxyError::AmbiguousFraming)) {
-            // Where its answer ended is anybody's guess, and so is what comes next on that connection.
-            client.forget_connections();
-        }
-        answer
+        answer(response, &asked, upstream)
     }
 
     /// The application's body on its way: framed anew, bounded, under the idle timeout.
@@ -230,17 +225,18 @@ impl Gateway {
 fn target(upstream: &Upstream, route: &RouteConfig, uri: &Uri) -> Result<Uri, ProxyError> {
     route
         .target(uri)
-        .and_then(|target| upstream.uri(target).ok())
+        .and_then(|target| upstream.target(target).ok())
         .ok_or(ProxyError::BadRequest(BadRequest::Target))
 }
 
 /// The way back. A new response too: version, reason phrase and extensions of the upstream's stay behind.
 fn answer(
-    mut response: Response<Incoming>,
+    mut response: Response<Download>,
     asked: &Asked<'_>,
     upstream: &Upstream,
 ) -> Result<Response<Answer>, ProxyError> {
     if !hop::response_framing_is_sound(response.headers()) {
+        response.into_body().distrust();
         return Err(ProxyError::AmbiguousFraming);
     }
     let tunnel = match response.status() {

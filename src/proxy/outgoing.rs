@@ -1,21 +1,22 @@
 //! A request on its way to the upstream, and once more where that is allowed: what must not be sent twice does not leave
 //! a second time from here.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, Uri};
-use hyper::body::Incoming;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use super::error::ProxyError;
 use super::hop;
 use super::upstream::Upstream;
-use crate::metrics::RetryReason;
+use crate::metrics::{RetryReason, SendFault};
 use crate::net::body::{Again, Body};
-use crate::net::client::HttpClient;
+use crate::net::download::Download;
+use crate::net::pool::Pool;
 use crate::net::progress::Progress;
 use crate::oauth::access_token::AccessToken;
 use crate::trace::Span;
@@ -23,7 +24,7 @@ use crate::trace::Span;
 /// A request as it leaves, but for its body and its `Authorization`.
 pub struct Outgoing<'a> {
     pub upstream: &'a Upstream,
-    pub client: &'a HttpClient,
+    pub pool: &'a Arc<Pool>,
     pub method: Method,
     pub uri: Uri,
     pub headers: HeaderMap,
@@ -48,7 +49,7 @@ impl Outgoing<'_> {
         &mut self,
         body: Body,
         token: &AccessToken,
-    ) -> Result<Response<Incoming>, ProxyError> {
+    ) -> Result<Response<Download>, ProxyError> {
         let request = self.request(body, token.authorization());
         match self.send_once(request).await {
             Err(ProxyError::Send(error)) if error.unprocessed => {
@@ -68,7 +69,7 @@ impl Outgoing<'_> {
     pub async fn send_again(
         &mut self,
         token: &AccessToken,
-    ) -> Option<Result<Response<Incoming>, ProxyError>> {
+    ) -> Option<Result<Response<Download>, ProxyError>> {
         if !self.is_whole() {
             return None;
         }
@@ -101,27 +102,46 @@ impl Outgoing<'_> {
         request
     }
 
+    /// Waits for the response head, for as long as the request body moves and the response timeout more.
     async fn send_once(
         &mut self,
         mut request: Request<Body>,
-    ) -> Result<Response<Incoming>, ProxyError> {
+    ) -> Result<Response<Download>, ProxyError> {
         let host = self.upstream.authority().host();
         let mut span = self.span.client(&self.method, host, request.headers_mut());
         let sent = Instant::now();
-        let result = self
-            .upstream
-            .send(
-                self.client,
-                request,
-                self.progress.as_deref(),
-                self.response_timeout,
-            )
-            .await;
-        *self.upstream_time += sent.elapsed();
+        let mut last = sent;
+        let mut sending = pin!(self.pool.send(request));
+        let result = loop {
+            if let Ok(result) = timeout_at(last + self.response_timeout, sending.as_mut()).await {
+                break result.map_err(ProxyError::from);
+            }
+            match self.progress.as_deref().map(Progress::last) {
+                Some(moved) if moved > last => last = moved,
+                _ => break Err(ProxyError::ResponseTimeout(self.response_timeout)),
+            }
+        };
+        let time = sent.elapsed();
+        *self.upstream_time += time;
+        let metrics = self.upstream.metrics();
         match &result {
-            Ok(response) => span.answered(response.status(), None),
-            Err(error) => span.outcome(error.code().as_str(), true),
+            Ok(response) => {
+                metrics.answered(&self.method, response.status(), time);
+                span.answered(response.status(), None);
+            }
+            Err(error) => {
+                metrics.failed(&self.method, fault(error), time);
+                span.outcome(error.code().as_str(), true);
+            }
         }
         result
+    }
+}
+
+fn fault(error: &ProxyError) -> SendFault {
+    match error {
+        ProxyError::Send(error) => error.fault,
+        ProxyError::ResponseTimeout(_) => SendFault::Timeout,
+        _ => SendFault::Protocol,
     }
 }

@@ -3,13 +3,13 @@
 
 use http::header::{self, HeaderMap};
 use http::{Response, StatusCode};
-use hyper::body::Incoming;
 use tracing::warn;
 
 use super::error::ProxyError;
 use super::hop;
 use super::outgoing::Outgoing;
 use crate::metrics::{Metrics, UnauthorizedAction};
+use crate::net::download::Download;
 use crate::oauth::access_token::AccessToken;
 use crate::oauth::{Rejection, TokenHandle};
 
@@ -29,11 +29,11 @@ impl Tokens {
     /// Those of the second try.
     pub async fn second_chance(
         &self,
-        answer: Response<Incoming>,
+        answer: Response<Download>,
         outgoing: &mut Outgoing<'_>,
         token: &AccessToken,
         metrics: &Metrics,
-    ) -> Result<Response<Incoming>, ProxyError> {
+    ) -> Result<Response<Download>, ProxyError> {
         let refuses = self.invalidate_on_status.contains(&answer.status());
         if answer.status().is_success() {
             token.is_accepted();
@@ -45,7 +45,8 @@ impl Tokens {
             // The token is good, and its scope is not (RFC 6750 §3.1).
             (UnauthorizedAction::Pass, None)
         } else {
-            self.retry(&answer, outgoing, token).await
+            // Boxed, so that the many requests that need no second try have no room for one.
+            Box::pin(self.retry(&answer, outgoing, token)).await
         };
         metrics.upstream_unauthorized(action);
         warn!(
@@ -60,12 +61,12 @@ impl Tokens {
 
     async fn retry(
         &self,
-        answer: &Response<Incoming>,
+        answer: &Response<Download>,
         outgoing: &mut Outgoing<'_>,
         token: &AccessToken,
     ) -> (
         UnauthorizedAction,
-        Option<Result<Response<Incoming>, ProxyError>>,
+        Option<Result<Response<Download>, ProxyError>>,
     ) {
         let rejection = self.handle.reject(token).await;
         if let Err(action) = self.may_replay(answer, outgoing) {
@@ -107,7 +108,7 @@ impl Tokens {
     /// it acts; but only with a challenge that says so, or where it would not matter, is that believed.
     fn may_replay(
         &self,
-        answer: &Response<Incoming>,
+        answer: &Response<Download>,
         outgoing: &Outgoing<'_>,
     ) -> Result<(), UnauthorizedAction> {
         let is_plain = names_error(answer.headers(), "invalid_token");

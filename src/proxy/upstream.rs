@@ -1,23 +1,19 @@
 //! One upstream: the address that requests go to and no other, and what is said to it and of it.
 
 use std::path::Path;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Request, Response, Uri, Version};
-use hyper::body::Incoming;
-use tokio::time::{Instant, timeout_at};
+use http::{Uri, Version};
 
 use super::error::ProxyError;
-use crate::metrics::{Metrics, SendFault, UpstreamMetrics};
-use crate::net::body::Body;
-use crate::net::client::{HttpClient, PoolConfig};
+use crate::metrics::{Metrics, UpstreamMetrics};
+use crate::net::client::Origin;
 use crate::net::connect::{ConnectConfig, Connector};
-use crate::net::progress::Progress;
-use crate::net::tls::{HttpVersions, TlsError};
+use crate::net::pool::PoolConfig;
+use crate::net::tls::TlsError;
 
 /// An upstream as configured.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,8 +46,7 @@ impl UpstreamConfig {
 /// Where requests go.
 pub struct Upstream {
     config: UpstreamConfig,
-    scheme: Scheme,
-    authority: Authority,
+    origin: Origin,
     /// Without a slash at its end, so that it can be put in front of any path.
     base_path: String,
     metrics: UpstreamMetrics,
@@ -69,10 +64,14 @@ impl Upstream {
         Self {
             base_path: config.url.path().trim_end_matches('/').to_owned(),
             metrics: metrics.upstream(authority.as_str()),
-            scheme,
-            authority,
+            origin: Origin::new(scheme, authority),
             config,
         }
+    }
+
+    /// Where its connections lead.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
     }
 
     /// As configured.
@@ -82,7 +81,7 @@ impl Upstream {
 
     /// Host and port, as they stand in the configuration.
     pub fn authority(&self) -> &Authority {
-        &self.authority
+        self.origin.authority()
     }
 
     /// What connects to this upstream. Each worker builds a client of its own on a clone.
@@ -96,21 +95,17 @@ impl Upstream {
         Connector::new(&config.connect, metrics)
     }
 
-    /// The URI of a request for `target`: our scheme and authority, the base path, and the target's text as it came.
+    /// What a request for `target` asks the upstream for: the base path, and the target's text as it came.
     ///
     /// # Errors
     /// When base path and target together are no valid path.
-    pub fn uri(&self, target: PathAndQuery) -> Result<Uri, http::Error> {
+    pub fn target(&self, target: PathAndQuery) -> Result<Uri, http::Error> {
         let path = if self.base_path.is_empty() {
             target
         } else {
             PathAndQuery::from_maybe_shared(format!("{}{target}", self.base_path))?
         };
-        Uri::builder()
-            .scheme(self.scheme.clone())
-            .authority(self.authority.clone())
-            .path_and_query(path)
-            .build()
+        Ok(path.into())
     }
 
     /// Applies the configured header rules, and appends `Via` with the `version` that the request came in.
@@ -138,42 +133,13 @@ impl Upstream {
 
     /// Whether it may speak HTTP/2: always, never, or as its TLS session decides.
     pub fn may_speak_http2(&self) -> bool {
-        match self.config.connect.tls.versions {
-            HttpVersions::Http1 => false,
-            HttpVersions::Http2 => true,
-            HttpVersions::Auto => self.scheme == Scheme::HTTPS,
-        }
+        let versions = self.config.connect.tls.versions;
+        versions.may_be_http2(self.origin.scheme())
     }
 
     /// What is counted of it.
     pub fn metrics(&self) -> &UpstreamMetrics {
         &self.metrics
-    }
-
-    /// Sends `request` and waits for the response head, for as long as the request body moves and `response_timeout`
-    /// more.
-    ///
-    /// # Errors
-    /// When there is no response head.
-    pub async fn send(
-        &self,
-        client: &HttpClient,
-        request: Request<Body>,
-        progress: Option<&Progress>,
-        response_timeout: Duration,
-    ) -> Result<Response<Incoming>, ProxyError> {
-        let method = request.method().clone();
-        let started = Instant::now();
-        let result = response(client, request, progress, response_timeout).await;
-        match &result {
-            Ok(response) => self
-                .metrics
-                .answered(&method, response.status(), started.elapsed()),
-            Err(error) => self
-                .metrics
-                .failed(&method, fault(error), started.elapsed()),
-        }
-        result
     }
 
     /// Makes addresses of the upstream's origin in `Location` and `Content-Location` lead through the sidecar, which
@@ -239,34 +205,16 @@ impl Upstream {
         let Ok(authority) = Authority::try_from(authority) else {
             return false;
         };
-        let default_port = if self.scheme == Scheme::HTTPS {
+        let (own_scheme, own) = (self.origin.scheme(), self.origin.authority());
+        let default_port = if *own_scheme == Scheme::HTTPS {
             443
         } else {
             80
         };
-        scheme.eq_ignore_ascii_case(self.scheme.as_str())
-            && authority.host().eq_ignore_ascii_case(self.authority.host())
+        scheme.eq_ignore_ascii_case(own_scheme.as_str())
+            && authority.host().eq_ignore_ascii_case(own.host())
             && authority.port_u16().unwrap_or(default_port)
-                == self.authority.port_u16().unwrap_or(default_port)
-    }
-}
-
-async fn response(
-    client: &HttpClient,
-    request: Request<Body>,
-    progress: Option<&Progress>,
-    response_timeout: Duration,
-) -> Result<Response<Incoming>, ProxyError> {
-    let mut last = Instant::now();
-    let mut sending = pin!(client.send(request));
-    loop {
-        if let Ok(result) = timeout_at(last + response_timeout, sending.as_mut()).await {
-            return Ok(result?);
-        }
-        match progress.map(Progress::last) {
-            Some(moved) if moved > last => last = moved,
-            _ => return Err(ProxyError::ResponseTimeout(response_timeout)),
-        }
+                == own.port_u16().unwrap_or(default_port)
     }
 }
 
@@ -276,17 +224,10 @@ fn has_passed_here(via: &HeaderValue) -> bool {
         .any(|hop| hop.split_whitespace().nth(1) == Some(PSEUDONYM))
 }
 
-fn fault(error: &ProxyError) -> SendFault {
-    match error {
-        ProxyError::Send(error) => error.fault,
-        ProxyError::ResponseTimeout(_) => SendFault::Timeout,
-        _ => SendFault::Protocol,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::tls::HttpVersions;
 
     fn upstream(url: &'static str) -> Upstream {
         let config = UpstreamConfig {
@@ -312,23 +253,23 @@ mod tests {
     #[test]
     fn targets_are_joined_by_text() {
         let joined = |url, target: &str| {
-            upstream(url)
-                .uri(target.parse().unwrap())
-                .unwrap()
-                .to_string()
+            let target = upstream(url).target(target.parse().unwrap());
+            target.unwrap().to_string()
         };
         assert_eq!(
             joined("https://api.example", "/a%2Fb?x=%0d&y=a+b?z"),
-            "https://api.example/a%2Fb?x=%0d&y=a+b?z"
+            "/a%2Fb?x=%0d&y=a+b?z"
         );
         assert_eq!(
             joined("https://api.example/v1/", "/payments/"),
-            "https://api.example/v1/payments/"
+            "/v1/payments/"
         );
-        assert_eq!(
-            joined("https://api.example/v1", "//evil.example/x"),
-            "https://api.example/v1//evil.example/x"
-        );
+        for (url, sent) in [
+            ("https://api.example", "//evil.example/x"),
+            ("https://api.example/v1", "/v1//evil.example/x"),
+        ] {
+            assert_eq!(joined(url, "//evil.example/x"), sent);
+        }
     }
 
     ///
