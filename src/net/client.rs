@@ -9,7 +9,8 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper::rt::Executor;
+use hyper_util::rt::TokioTimer;
 use rustls::AlertDescription;
 use tokio_util::either::Either;
 use tracing::debug;
@@ -152,7 +153,7 @@ impl Connection {
         let stream = connector.connect(&origin.uri(None)).await?;
         let channel = stream.inner();
         if channel.speaks_http2() || connector.versions() == HttpVersions::Http2 {
-            let handshake = http2::Builder::new(TokioExecutor::new())
+            let handshake = http2::Builder::new(Tasks)
                 .timer(TokioTimer::new())
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
@@ -189,6 +190,20 @@ impl Connection {
             Self::Http2(sender) => Either::Right(sender.try_send_request(request)),
         };
         async { response.await.map_err(Unanswered::from) }
+    }
+}
+
+/// Runs what hyper does for each request on an HTTP/2 connection. That is 1.5 KB, which tokio would move six times on its
+/// way into a task, and once more out of it.
+#[derive(Clone)]
+struct Tasks;
+
+impl<F> Executor<F> for Tasks
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::spawn(Box::pin(future));
     }
 }
 
