@@ -344,14 +344,21 @@ fn expects_nothing_but_continue(headers: &HeaderMap) -> Result<(), ProxyError> {
 
 /// The application's id if it is 1 to 128 visible ASCII characters, else a new one.
 fn request_id(headers: &HeaderMap) -> HeaderValue {
-    if let Some(id) = headers.get(X_REQUEST_ID)
-        && (1..=128).contains(&id.len())
-        && id.as_bytes().iter().all(u8::is_ascii_graphic)
-    {
-        return id.clone();
-    }
-    HeaderValue::from_str(&format!("{:032x}", fastrand::u128(..)))
-        .unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+    let given = headers.get(X_REQUEST_ID).filter(|id| {
+        (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
+    });
+    let mut id = given.cloned().unwrap_or_else(new_request_id);
+    // No other request has it: HTTP/2 has no reason to remember it (RFC 7541 §6.2.3).
+    id.set_sensitive(true);
+    id
+}
+
+/// 128 random bits, as 32 hexadecimal digits.
+fn new_request_id() -> HeaderValue {
+    let random = fastrand::u128(..);
+    let digit = |at: u32| b"0123456789abcdef"[(random >> (4 * at) & 0xf) as usize];
+    let digits: [u8; 32] = std::array::from_fn(|at| digit(at as u32));
+    HeaderValue::from_bytes(&digits).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
 }
 
 /// `None` if `future` panicked. The panic was logged by the hook; the connection and the process go on.

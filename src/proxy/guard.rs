@@ -28,10 +28,19 @@ pub struct Guard {
     upstreams: Vec<Named>,
 }
 
-/// The authority of an upstream, and what it consists of: taking it apart costs more than all that is asked of it.
+/// The authority of an upstream, and what it consists of.
 struct Named {
     authority: Authority,
-    host: String,
+    name: String,
+    port: Option<u16>,
+}
+
+/// A valid `Host` or authority without user information, and what it consists of: taking one apart costs more than all
+/// that is asked of it.
+#[derive(Clone, Copy)]
+struct Host<'a> {
+    text: &'a str,
+    name: &'a str,
     port: Option<u16>,
 }
 
@@ -42,7 +51,7 @@ impl Guard {
     /// working.
     pub fn new(config: GuardConfig, upstreams: Vec<Authority>) -> Self {
         let upstreams = upstreams.into_iter().map(|authority| Named {
-            host: authority.host().to_owned(),
+            name: authority.host().to_owned(),
             port: authority.port_u16(),
             authority,
         });
@@ -65,12 +74,12 @@ impl Guard {
             return Err(ProxyError::MethodNotAllowed);
         }
         let host = host(head).ok_or(ProxyError::BadRequest(BadRequest::Host))?;
-        self.check_target(head, &host)?;
-        let named = self.upstream(&host);
-        if named.is_none() && !self.is_allowed_host(&host) {
+        self.check_target(head, host)?;
+        let named = self.upstream(host);
+        if named.is_none() && !self.is_allowed_host(host) {
             return Err(ProxyError::Forbidden(Forbidden::Host));
         }
-        self.check_origin(&head.headers, &host)?;
+        self.check_origin(&head.headers, host)?;
         if let Some((name, value)) = &self.config.require_header
             && head.headers.get(name) != Some(value)
         {
@@ -79,17 +88,16 @@ impl Guard {
         Ok(named)
     }
 
-    fn upstream(&self, authority: &Authority) -> Option<&Authority> {
-        let (host, port) = (authority.host(), authority.port_u16());
+    fn upstream(&self, host: Host<'_>) -> Option<&Authority> {
         let mut upstreams = self.upstreams.iter();
         upstreams
-            .find(|upstream| upstream.port == port && upstream.host.eq_ignore_ascii_case(host))
-            .map(|upstream| &upstream.authority)
+            .find(|known| known.port == host.port && known.name.eq_ignore_ascii_case(host.name))
+            .map(|known| &known.authority)
     }
 
     /// Origin-form, or absolute-form for the upstream itself (RFC 9112 §3.2): that is what an application sends which
     /// knows us only as its HTTP proxy.
-    fn check_target(&self, head: &Parts, host: &Authority) -> Result<(), ProxyError> {
+    fn check_target(&self, head: &Parts, host: Host<'_>) -> Result<(), ProxyError> {
         let bad_target = Err(ProxyError::BadRequest(BadRequest::Target));
         if head.version == Version::HTTP_2 {
             // Scheme and authority are fields of their own there; the authority is the Host.
@@ -102,29 +110,25 @@ impl Guard {
         match (head.uri.scheme(), head.uri.authority()) {
             (None, None) if head.uri.path().starts_with('/') => Ok(()),
             (Some(scheme), Some(authority)) if scheme.as_str() == "http" => {
-                if !authority.as_str().contains('@')
-                    && self.upstream(authority).is_some()
-                    && same_authority(authority, host)
-                {
-                    Ok(())
-                } else {
-                    bad_target
-                }
+                let target = Host::parse(authority.as_str().as_bytes());
+                let is_upstream = |target| self.upstream(target).is_some() && target.is(host);
+                target
+                    .filter(|target| is_upstream(*target))
+                    .map_or(bad_target, |_| Ok(()))
             }
             _ => bad_target,
         }
     }
 
-    fn is_allowed_host(&self, host: &Authority) -> bool {
-        let name = host.host();
-        is_loopback_name(name)
+    fn is_allowed_host(&self, host: Host<'_>) -> bool {
+        is_loopback_name(host.name)
             || self.config.allowed_hosts.iter().any(|allowed| {
-                allowed.eq_ignore_ascii_case(name) || allowed.eq_ignore_ascii_case(host.as_str())
+                allowed.eq_ignore_ascii_case(host.name) || allowed.eq_ignore_ascii_case(host.text)
             })
     }
 
     /// A browser says where a request comes from; anything else says nothing, and passes.
-    fn check_origin(&self, headers: &HeaderMap, host: &Authority) -> Result<(), ProxyError> {
+    fn check_origin(&self, headers: &HeaderMap, host: Host<'_>) -> Result<(), ProxyError> {
         let forbidden = Err(ProxyError::Forbidden(Forbidden::Origin));
         let mut listed = false;
         for origin in headers.get_all(header::ORIGIN) {
@@ -138,7 +142,7 @@ impl Guard {
                 .any(|allowed| allowed.eq_ignore_ascii_case(origin));
             let is_own = origin
                 .strip_prefix("http://")
-                .is_some_and(|authority| authority.eq_ignore_ascii_case(host.as_str()));
+                .is_some_and(|authority| authority.eq_ignore_ascii_case(host.text));
             if !is_listed && !is_own {
                 return forbidden;
             }
@@ -157,11 +161,11 @@ impl Guard {
 
 /// The one valid Host (RFC 9110 §7.2). HTTP/1.0 knows none, but without it nothing tells a web page's request. In HTTP/2
 /// it is `:authority`, and a Host beside it says the same or is a trap (RFC 9113 §8.3.1).
-fn host(head: &Parts) -> Option<Authority> {
+fn host(head: &Parts) -> Option<Host<'_>> {
     let mut hosts = head.headers.get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (None, _) => None,
-        (Some(host), None) => Some(parse_host(host.as_bytes())?),
+        (Some(host), None) => Some(Host::parse(host.as_bytes())?),
         (Some(_), Some(_)) => return None,
     };
     if head.version < Version::HTTP_2 {
@@ -169,23 +173,35 @@ fn host(head: &Parts) -> Option<Authority> {
     }
     let authority = match head.uri.authority() {
         None => return host,
-        Some(authority) => parse_host(authority.as_str().as_bytes())?,
+        Some(authority) => Host::parse(authority.as_str().as_bytes())?,
     };
-    host.is_none_or(|host| same_authority(&host, &authority))
+    host.is_none_or(|host| host.is(authority))
         .then_some(authority)
 }
 
-fn parse_host(value: &[u8]) -> Option<Authority> {
-    let authority = Authority::try_from(value).ok()?;
-    let text = authority.as_str();
-    let port_is_valid = match text.rsplit_once(':') {
-        // A colon within brackets belongs to an IPv6 address.
-        Some((_, port)) if !port.ends_with(']') => port.parse::<u16>().is_ok_and(|port| port > 0),
-        _ => true,
-    };
-    let is_other = |byte: &u8| matches!(byte, b'@' | b',' | b'/' | b'\\');
-    let is_host_alone = !text.as_bytes().iter().any(is_other) && !authority.host().is_empty();
-    (port_is_valid && is_host_alone).then_some(authority)
+impl<'a> Host<'a> {
+    fn parse(value: &'a [u8]) -> Option<Self> {
+        // The syntax of RFC 3986 §3.2; what is left of it is taken apart by us.
+        Authority::try_from(value).ok()?;
+        let is_other = |byte: &u8| matches!(byte, b'@' | b',' | b'/' | b'\\');
+        if value.iter().any(is_other) {
+            return None;
+        }
+        let text = str::from_utf8(value).ok()?;
+        let (name, port) = match value.iter().rposition(|byte| *byte == b':') {
+            // A colon within brackets belongs to an IPv6 address.
+            Some(colon) if !text.ends_with(']') => {
+                let port = text[colon + 1..].parse().ok().filter(|port| *port > 0)?;
+                (&text[..colon], Some(port))
+            }
+            _ => (text, None),
+        };
+        (!name.is_empty()).then_some(Self { text, name, port })
+    }
+
+    fn is(self, other: Self) -> bool {
+        self.name.eq_ignore_ascii_case(other.name) && self.port == other.port
+    }
 }
 
 fn is_loopback_name(host: &str) -> bool {

@@ -8,40 +8,44 @@ use super::error::{BadRequest, ProxyError};
 
 /// Connection-specific fields, whether a `Connection` line names them or not. Framing is among them: it is made anew
 /// from the decoded body.
-static CONNECTION_FIELDS: [HeaderName; 10] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("http2-settings"),
-    header::PROXY_AUTHENTICATE,
-    header::CONTENT_LENGTH,
-];
+fn is_of_the_connection(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+            | "proxy-authenticate"
+            | "content-length"
+    )
+}
 
 /// Credentials and claims of the application that are not ours to pass on: the upstream must see our credential alone,
 /// nobody verified the others, and the last two make some servers act on another path than the one we saw.
 /// `X-HTTP-Method-Override` is not among them: without it a PATCH that the application means would be carried out as the
 /// POST that it came in.
-static REQUEST_FIELDS: [HeaderName; 8] = [
-    header::AUTHORIZATION,
-    header::PROXY_AUTHORIZATION,
-    header::HOST,
-    header::EXPECT,
-    header::FORWARDED,
-    HeaderName::from_static("x-real-ip"),
-    HeaderName::from_static("x-original-url"),
-    HeaderName::from_static("x-rewrite-url"),
-];
+fn is_of_the_application(name: &str) -> bool {
+    matches!(
+        name,
+        "authorization"
+            | "proxy-authorization"
+            | "host"
+            | "expect"
+            | "forwarded"
+            | "x-real-ip"
+            | "x-original-url"
+            | "x-rewrite-url"
+    )
+}
 
 /// Must not reach the application: what is between us and the upstream, and ways around us (RFC 7838).
-static RESPONSE_FIELDS: [HeaderName; 3] = [
-    header::AUTHORIZATION,
-    header::PROXY_AUTHORIZATION,
-    header::ALT_SVC,
-];
+fn is_of_the_upstream(name: &str) -> bool {
+    matches!(name, "authorization" | "proxy-authorization" | "alt-svc")
+}
 
 /// By which the upstream knows a request again (draft-ietf-httpapi-idempotency-key-header).
 pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -66,18 +70,14 @@ impl Framing {
     /// # Errors
     /// 501 for a coding besides chunked, 400 for chunked twice or not last (RFC 9112 §6.1).
     pub fn of_request(headers: &HeaderMap) -> Result<Self, ProxyError> {
-        let (chunked, other) = codings(headers);
-        match (chunked, other) {
-            (0, false) if headers.contains_key(header::TRANSFER_ENCODING) => {
-                Err(ProxyError::BadRequest(BadRequest::TransferEncoding))
-            }
-            (0, false) if headers.get(header::CONTENT_LENGTH).is_some_and(is_zero) => {
+        match codings(headers) {
+            None if headers.get(header::CONTENT_LENGTH).is_some_and(is_zero) => {
                 Ok(Self::ExplicitlyEmpty)
             }
-            (0, false) => Ok(Self::Natural),
-            (1, false) => Ok(Self::Chunked),
-            (_, true) => Err(ProxyError::UnsupportedTransferCoding),
-            (_, false) => Err(ProxyError::BadRequest(BadRequest::TransferEncoding)),
+            None => Ok(Self::Natural),
+            Some((1, false)) => Ok(Self::Chunked),
+            Some((_, true)) => Err(ProxyError::UnsupportedTransferCoding),
+            Some((_, false)) => Err(ProxyError::BadRequest(BadRequest::TransferEncoding)),
         }
     }
 
@@ -98,22 +98,20 @@ impl Framing {
     }
 }
 
-/// How often `Transfer-Encoding` says chunked, and whether it says anything else.
-fn codings(headers: &HeaderMap) -> (usize, bool) {
-    let mut chunked = 0;
-    let mut other = false;
-    for coding in headers
-        .get_all(header::TRANSFER_ENCODING)
-        .iter()
-        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
-    {
-        match coding.trim_ascii() {
-            b"" => {}
-            coding if coding.eq_ignore_ascii_case(b"chunked") => chunked += 1,
-            _ => other = true,
+/// How often `Transfer-Encoding` says chunked, and whether it says anything else; `None` if there is no such field.
+fn codings(headers: &HeaderMap) -> Option<(usize, bool)> {
+    let mut found = None;
+    for line in headers.get_all(header::TRANSFER_ENCODING) {
+        let (chunked, other) = found.get_or_insert((0, false));
+        for coding in line.as_bytes().split(|byte| *byte == b',') {
+            match coding.trim_ascii() {
+                b"" => {}
+                coding if coding.eq_ignore_ascii_case(b"chunked") => *chunked += 1,
+                _ => *other = true,
+            }
         }
     }
-    (chunked, other)
+    found
 }
 
 /// Whether a response has one framing that both sides read alike. hyper decodes one chunked and no more, so the body of
@@ -121,8 +119,8 @@ fn codings(headers: &HeaderMap) -> (usize, bool) {
 /// (RFC 9112 §6.3).
 pub fn response_framing_is_sound(headers: &HeaderMap) -> bool {
     match codings(headers) {
-        (0, false) => true,
-        (1, false) => !headers.contains_key(header::CONTENT_LENGTH),
+        None | Some((0, false)) => true,
+        Some((1, false)) => !headers.contains_key(header::CONTENT_LENGTH),
         _ => false,
     }
 }
@@ -153,58 +151,49 @@ pub fn refuse_outer_whitespace(headers: &HeaderMap, version: Version) -> Result<
 /// whether a payment is made twice.
 pub fn strip_request(headers: &mut HeaderMap) -> Result<(), ProxyError> {
     let has_key = headers.contains_key(IDEMPOTENCY_KEY);
-    strip_named(headers)?;
-    if has_key && !headers.contains_key(IDEMPOTENCY_KEY) {
+    if strip_named(headers)? && has_key && !headers.contains_key(IDEMPOTENCY_KEY) {
         return Err(ProxyError::BadRequest(BadRequest::ConnectionNamesKey));
     }
     remove_where(headers, |name| {
-        CONNECTION_FIELDS.contains(name) || REQUEST_FIELDS.contains(name) || is_unclear(name)
+        is_of_the_connection(name) || is_of_the_application(name) || is_unclear(name)
     });
     Ok(())
 }
 
 /// A name that some servers read as another, or a claim about the request's way that nobody verified.
-fn is_unclear(name: &HeaderName) -> bool {
-    let name = name.as_str().as_bytes();
-    name.contains(&b'_') || name.starts_with(b"x-forwarded-")
+fn is_unclear(name: &str) -> bool {
+    name.as_bytes().contains(&b'_') || name.starts_with("x-forwarded-")
 }
 
 /// Removes from a response what must not reach the application. A `Content-Length` stays only where it describes a
 /// body that is not sent: as the answer to HEAD, and in a 304 (RFC 9110 §8.6).
 pub fn strip_response(headers: &mut HeaderMap, method: &Method, status: StatusCode) {
     let describes = method == Method::HEAD || status == StatusCode::NOT_MODIFIED;
-    let length = headers
-        .get(header::CONTENT_LENGTH)
-        .filter(|_| describes)
-        .cloned();
+    let length = describes.then(|| headers.get(header::CONTENT_LENGTH).cloned());
     // Too many options are no reason to refuse an answer that the upstream has acted for; the known fields go anyway.
     let _ = strip_named(headers);
     remove_where(headers, |name| {
-        CONNECTION_FIELDS.contains(name) || RESPONSE_FIELDS.contains(name)
+        is_of_the_connection(name) || is_of_the_upstream(name)
     });
-    if let Some(length) = length {
+    if let Some(length) = length.flatten() {
         headers.insert(header::CONTENT_LENGTH, length);
     }
 }
 
 /// Removes from trailers what must not be taken for part of a head (RFC 9110 §6.5.1).
 pub fn strip_trailers(trailers: &mut HeaderMap) {
-    static HEAD_ONLY: [HeaderName; 6] = [
-        header::CONTENT_TYPE,
-        header::CONTENT_ENCODING,
-        header::CONTENT_RANGE,
-        header::COOKIE,
-        header::SET_COOKIE,
-        header::VIA,
-    ];
-    let lists: [&[HeaderName]; 4] = [
-        &CONNECTION_FIELDS,
-        &REQUEST_FIELDS,
-        &RESPONSE_FIELDS,
-        &HEAD_ONLY,
-    ];
+    let is_of_a_head = |name: &str| {
+        matches!(
+            name,
+            "content-type" | "content-encoding" | "content-range" | "cookie" | "set-cookie" | "via"
+        )
+    };
     remove_where(trailers, |name| {
-        lists.iter().any(|list| list.contains(name)) || is_unclear(name)
+        is_of_the_connection(name)
+            || is_of_the_application(name)
+            || is_of_the_upstream(name)
+            || is_of_a_head(name)
+            || is_unclear(name)
     });
 }
 
@@ -250,10 +239,10 @@ pub fn may_be_forwarded(method: &Method, headers: &mut HeaderMap) -> bool {
     }
 }
 
-/// Removes every field that any `Connection` line names, in one pass over all lines.
-fn strip_named(headers: &mut HeaderMap) -> Result<(), ProxyError> {
+/// Removes every field that any `Connection` line names, in one pass over all lines. Tells whether there is such a line.
+fn strip_named(headers: &mut HeaderMap) -> Result<bool, ProxyError> {
     if !headers.contains_key(header::CONNECTION) {
-        return Ok(());
+        return Ok(false);
     }
     let mut named = Vec::new();
     for option in headers
@@ -273,18 +262,14 @@ fn strip_named(headers: &mut HeaderMap) -> Result<(), ProxyError> {
     for name in named {
         headers.remove(name);
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Removes the fields whose names are `unwanted`. A message has few fields: looking through them costs a fraction of
 /// looking up every name that could be there.
-fn remove_where(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
-    let names: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| unwanted(name))
-        .cloned()
-        .collect();
-    for name in names {
+fn remove_where(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
+    let names = headers.keys().filter(|name| unwanted(name.as_str()));
+    for name in names.cloned().collect::<Vec<_>>() {
         headers.remove(name);
     }
 }
