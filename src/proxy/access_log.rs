@@ -5,8 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use http::header::HeaderValue;
-use http::{Method, Request, StatusCode, Uri};
-use hyper::body::Incoming;
+use http::{Method, StatusCode};
 use tracing::info;
 
 use crate::net::socket::Peer;
@@ -24,51 +23,43 @@ pub enum AccessLog {
 }
 
 /// What the access log says of a request. Queries, header values and bodies stay out of it.
-pub(super) struct AccessLine {
-    method: Method,
-    uri: Uri,
-    peer: Peer,
+pub(super) struct AccessLine<'a> {
+    pub(super) method: &'a Method,
+    pub(super) path: &'a str,
+    pub(super) status: StatusCode,
+    /// An error of ours: its code, and what it was.
+    pub(super) error: Option<(&'static str, String)>,
+    pub(super) duration: Duration,
+    /// The part of it in which the upstream was waited for.
+    pub(super) upstream: Duration,
+    pub(super) peer: Peer,
+    pub(super) request_id: &'a HeaderValue,
 }
 
-impl AccessLine {
-    pub(super) fn of(request: &Request<Incoming>, peer: Peer) -> Self {
-        Self {
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            peer,
-        }
-    }
-
-    pub(super) fn write(
-        &self,
-        which: AccessLog,
-        status: StatusCode,
-        error: Option<(&'static str, String)>,
-        request_id: &HeaderValue,
-        duration: Duration,
-        upstream: Duration,
-    ) {
+impl AccessLine<'_> {
+    /// Writes it, if `which` has it.
+    pub(super) fn write(self, which: AccessLog) {
         let wanted = match which {
             AccessLog::Off => false,
             AccessLog::All => true,
-            AccessLog::Errors => !status.is_success(),
+            AccessLog::Errors => !self.status.is_success(),
         };
         if !wanted {
             return;
         }
-        let (code, cause) = error.unzip();
+        let (code, cause) = self.error.unzip();
         info!(
             target: "access",
             {
                 http.request.method = %self.method,
-                url.path = &*shown(self.uri.path()),
-                http.response.status_code = status.as_u16(),
+                url.path = &*shown(self.path),
+                http.response.status_code = self.status.as_u16(),
                 error.type = code,
                 cause,
-                duration_ms = duration.as_secs_f64() * 1000.0,
-                upstream_duration_ms = upstream.as_secs_f64() * 1000.0,
+                duration_ms = self.duration.as_secs_f64() * 1000.0,
+                upstream_duration_ms = self.upstream.as_secs_f64() * 1000.0,
                 client.address = %self.peer,
-                request_id = request_id.to_str().unwrap_or_default()
+                request_id = self.request_id.to_str().unwrap_or_default()
             },
             "request"
         );

@@ -62,16 +62,16 @@ impl Gateway {
         request: Request<Incoming>,
         peer: Peer,
     ) -> Response<Body> {
-        let mut scope = self.metrics.request(request.method());
-        let mut span = self.tracer.server(request.method(), request.headers());
+        let (mut head, body) = request.into_parts();
+        let mut scope = self.metrics.request(&head.method);
+        let mut span = self.tracer.server(&head.method, &head.headers);
         let permit = self.in_flight.clone().try_acquire_owned();
-        let request_id = request_id(request.headers());
-        let line = AccessLine::of(&request, peer);
-        let version = request.version();
+        let request_id = request_id(&head.headers);
         let mut upstream_time = Duration::ZERO;
         let result = match &permit {
             Err(_) => Err(ProxyError::Overloaded),
             Ok(_) => {
+                let request = (&mut head, body);
                 let time = &mut upstream_time;
                 let forwarded =
                     pin!(self.forward(pools, request, peer, &request_id, time, &mut span));
@@ -88,7 +88,7 @@ impl Gateway {
                 self.metrics.rejected(code);
                 let cause = error.to_string();
                 let response = error.into_response(&request_id);
-                (response.map(Answer::Ours), Some((code.as_str(), cause)))
+                (response.map(Answer::Body), Some((code.as_str(), cause)))
             }
         };
         let status = response.status();
@@ -97,20 +97,23 @@ impl Gateway {
         let duration = scope.started().elapsed();
         self.metrics
             .overhead(duration.saturating_sub(upstream_time));
-        line.write(
-            self.access_log,
+        let line = AccessLine {
+            method: &head.method,
+            path: head.uri.path(),
             status,
             error,
-            &request_id,
             duration,
-            upstream_time,
-        );
+            upstream: upstream_time,
+            peer,
+            request_id: &request_id,
+        };
+        line.write(self.access_log);
+        let version = head.version;
         response.headers_mut().insert(X_REQUEST_ID, request_id);
         let (mut head, answer) = response.into_parts();
         let body = match answer {
-            Answer::Ours(body) => body,
             // In flight until the last byte was passed on.
-            Answer::Upstreams(relay) => Body::relay(relay).holding((scope, permit, span)),
+            Answer::Body(body) => body.holding((scope, permit, span)),
             Answer::Tunnel(upstream, idle_timeout) => {
                 let guard = (permit, self.metrics.tunnel());
                 head.extensions
@@ -130,16 +133,15 @@ impl Gateway {
     async fn forward(
         &self,
         pools: &[Arc<Pool>],
-        request: Request<Incoming>,
+        (head, body): (&mut Parts, Incoming),
         peer: Peer,
         request_id: &HeaderValue,
         upstream_time: &mut Duration,
         span: &mut Span,
     ) -> Result<Response<Answer>, ProxyError> {
         // Who may use the credential, and for what.
-        let (mut head, body) = request.into_parts();
         let body = Upload::new(body, head.headers.contains_key(header::EXPECT));
-        let named = self.guard.check(&head, peer)?;
+        let named = self.guard.check(head, peer)?;
         let route = self.routes.choose(&head.method, head.uri.path(), named)?;
         span.route(&route.name);
         let (upstream, tokens) = (&*self.upstreams[route.upstream], &self.tokens[route.tokens]);
@@ -147,11 +149,11 @@ impl Gateway {
         if !hop::may_be_forwarded(&head.method, &mut head.headers) {
             return Ok(end_of_the_way());
         }
-        let asked = Asked::of(&head, route);
+        let asked = Asked::of(head, route);
         if asked.upgrade && self.drain.phase() >= Phase::Draining {
             return Err(ProxyError::Draining);
         }
-        let (body, framing, progress) = self.request_body(&head, body, upstream)?;
+        let (body, framing, progress) = self.request_body(head, body, upstream)?;
 
         // Only end-to-end fields go on.
         hop::refuse_outer_whitespace(&head.headers, head.version)?;
@@ -171,8 +173,8 @@ impl Gateway {
             uri: target(upstream, route, &head.uri)?,
             upstream,
             pool: &pools[route.upstream],
-            method: head.method,
-            headers: head.headers,
+            method: head.method.clone(),
+            headers: std::mem::take(&mut head.headers),
             again: body.again(),
             progress,
             response_timeout: route
@@ -261,7 +263,8 @@ fn answer(
         }
         None => {
             let relay = Relay::download(body, idle_timeout);
-            Answer::Upstreams(relay.with_trailers(carries_trailers.then_some(hop::strip_trailers)))
+            let relay = relay.with_trailers(carries_trailers.then_some(hop::strip_trailers));
+            Answer::Body(Body::relay(relay))
         }
     };
     let mut response = Response::new(body);
@@ -275,10 +278,9 @@ fn answer(
     Ok(response)
 }
 
-/// Whose body an answer has.
+/// What follows the head of an answer.
 enum Answer {
-    Ours(Body),
-    Upstreams(Relay),
+    Body(Body),
     /// The connection becomes another thing, which ends when nothing moves for so long.
     Tunnel(OnUpgrade, Duration),
 }
@@ -320,7 +322,7 @@ impl<'a> Asked<'a> {
 
 /// The answer to an OPTIONS that was not to go further than here.
 fn end_of_the_way() -> Response<Answer> {
-    let mut response = Response::new(Answer::Ours(Body::empty()));
+    let mut response = Response::new(Answer::Body(Body::empty()));
     *response.status_mut() = StatusCode::NO_CONTENT;
     response
         .headers_mut()
