@@ -150,9 +150,12 @@ pub fn refuse_outer_whitespace(headers: &HeaderMap, version: Version) -> Result<
 /// A `Connection` with more than 64 options, or one that would take the `Idempotency-Key` away, on which it depends
 /// whether a payment is made twice.
 pub fn strip_request(headers: &mut HeaderMap) -> Result<(), ProxyError> {
-    let has_key = headers.contains_key(IDEMPOTENCY_KEY);
-    if strip_named(headers)? && has_key && !headers.contains_key(IDEMPOTENCY_KEY) {
-        return Err(ProxyError::BadRequest(BadRequest::ConnectionNamesKey));
+    if headers.contains_key(header::CONNECTION) {
+        let has_key = headers.contains_key(IDEMPOTENCY_KEY);
+        strip_named(headers)?;
+        if has_key && !headers.contains_key(IDEMPOTENCY_KEY) {
+            return Err(ProxyError::BadRequest(BadRequest::ConnectionNamesKey));
+        }
     }
     remove_where(headers, |name| {
         is_of_the_connection(name) || is_of_the_application(name) || is_unclear(name)
@@ -239,11 +242,8 @@ pub fn may_be_forwarded(method: &Method, headers: &mut HeaderMap) -> bool {
     }
 }
 
-/// Removes every field that any `Connection` line names, in one pass over all lines. Tells whether there is such a line.
-fn strip_named(headers: &mut HeaderMap) -> Result<bool, ProxyError> {
-    if !headers.contains_key(header::CONNECTION) {
-        return Ok(false);
-    }
+/// Removes every field that any `Connection` line names, in one pass over all lines.
+fn strip_named(headers: &mut HeaderMap) -> Result<(), ProxyError> {
     let mut named = Vec::new();
     for option in headers
         .get_all(header::CONNECTION)
@@ -262,7 +262,7 @@ fn strip_named(headers: &mut HeaderMap) -> Result<bool, ProxyError> {
     for name in named {
         headers.remove(name);
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Removes the fields whose names are `unwanted`. A message has few fields: looking through them costs a fraction of

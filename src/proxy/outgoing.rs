@@ -107,8 +107,10 @@ impl Outgoing<'_> {
         &mut self,
         mut request: Request<Body>,
     ) -> Result<Response<Download>, ProxyError> {
-        let host = self.upstream.authority().host();
-        let mut span = self.span.client(&self.method, host, request.headers_mut());
+        let server = self.upstream.authority();
+        let mut span = self
+            .span
+            .client(&self.method, server, request.headers_mut());
         let sent = Instant::now();
         let mut last = sent;
         let mut sending = pin!(self.pool.send(request));

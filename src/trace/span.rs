@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use http::uri::Authority;
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -95,7 +96,7 @@ impl Tracer {
 
 impl Span {
     /// For one attempt to send a request to the upstream of this host, whose `headers` name the new span.
-    pub fn client(&self, method: &Method, host: &str, headers: &mut HeaderMap) -> Self {
+    pub fn client(&self, method: &Method, server: &Authority, headers: &mut HeaderMap) -> Self {
         let Some(own) = &self.0 else {
             return Self(None);
         };
@@ -103,7 +104,7 @@ impl Span {
         let sink = own.sink.clone();
         let mut recording = Recording::new(sink, parent, Kind::Client, method.to_owned());
         recording.attribute("http.request.method", method);
-        recording.attribute("server.address", host);
+        recording.attribute("server.address", server.host());
         if own.parent.is_none() {
             // It belongs to a parent that was not valid (W3C Trace Context §3.3).
             headers.remove(TRACESTATE);
