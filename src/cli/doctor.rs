@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::Uri;
-use http::uri::Scheme;
 use rustls::{AlertDescription, CertificateError, Error as TlsFailure};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout};
@@ -13,6 +12,7 @@ use tokio::time::{Instant, timeout};
 use super::Exit;
 use super::certificate::last_day;
 use crate::net::body::Chain;
+use crate::net::client::default_port;
 use crate::net::connect::{ConnectConfig, ConnectError, Connector};
 use crate::net::outbound_proxy::ProxyFault;
 
@@ -88,12 +88,8 @@ impl Patient<'_> {
         };
         let host = next_hop.host().unwrap_or_default();
         let bare = host.trim_start_matches('[').trim_end_matches(']');
-        let default = if next_hop.scheme() == Some(&Scheme::HTTPS) {
-            443
-        } else {
-            80
-        };
-        let port = next_hop.port_u16().unwrap_or(default);
+        let port = next_hop.port_u16();
+        let port = port.unwrap_or_else(|| next_hop.scheme().map_or(80, default_port));
         let started = Instant::now();
         let looked_up = timeout(self.connect.timeout, lookup_host((bare, port))).await;
         let took = started.elapsed().as_millis();

@@ -57,9 +57,8 @@ pub struct Origin {
 impl Origin {
     /// `http` or `https`, and an authority without user information.
     pub fn new(scheme: Scheme, authority: Authority) -> Self {
-        let default_port = if scheme == Scheme::HTTPS { 443 } else { 80 };
         let host = match authority.port_u16() {
-            Some(port) if port != default_port => format!("{}:{port}", authority.host()),
+            Some(port) if port != default_port(&scheme) => format!("{}:{port}", authority.host()),
             _ => authority.host().to_owned(),
         };
         Self {
@@ -119,6 +118,11 @@ impl Origin {
             };
         }
     }
+}
+
+/// The port of a URL that names none (RFC 9110 §4.2): 443 for `https`, 80 for `http`.
+pub fn default_port(scheme: &Scheme) -> u16 {
+    if *scheme == Scheme::HTTPS { 443 } else { 80 }
 }
 
 /// An open connection to a server; its other end is a task of its own, which ends with it, and after the last response.
@@ -302,6 +306,7 @@ impl From<hyper::Error> for SendError {
         }
     }
 }
+
 /// With TLS 1.3 a server looks at our certificate when the session exists for us already (RFC 8446 §4.4.2). It has not
 /// looked at any request then.
 fn is_certificate_refused(error: &(dyn std::error::Error + 'static)) -> bool {

@@ -28,9 +28,8 @@ impl Download {
     /// Gives the rest up, and the connection too, for where this response ends is anybody's guess. With HTTP/2 that is
     /// always known.
     pub fn distrust(mut self) {
-        if let Some(lease) = &mut self.lease {
-            lease.connection = None;
-        }
+        // Taken, it is not put back.
+        drop(self.lease.take().and_then(Lease::take));
     }
 }
 

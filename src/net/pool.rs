@@ -96,21 +96,16 @@ impl Pool {
         self: &Arc<Self>,
         must_be_http1: bool,
     ) -> Result<(Connection, Age), SendError> {
-        let wait = {
-            let mut state = self.state();
-            if let Some(connection) = state.take(must_be_http1) {
-                return Ok((connection, Age::Used));
-            }
-            let alone = must_be_http1 || self.config.max_idle == 0;
-            (!alone).then(|| self.wait(&mut state))
-        };
-        let Some(wait) = wait else {
+        if let Some(connection) = self.state().take(must_be_http1) {
+            return Ok((connection, Age::Used));
+        }
+        if must_be_http1 || self.config.max_idle == 0 {
             // Boxed, so that the many requests that wait for none have no room for it.
             let connection = Box::pin(self.open(must_be_http1)).await;
             let connection = connection.map_err(|error| SendError::connect(Arc::new(error)))?;
             return Ok((connection, Age::New));
-        };
-        match wait.await {
+        }
+        match self.wait().await {
             Ok(Ok(Reserved::Http2(sender))) => Ok((Connection::Http2(sender), Age::New)),
             Ok(Ok(Reserved::Http1(lease, age))) => {
                 let connection = lease.take().ok_or_else(given_up)?;
@@ -130,15 +125,17 @@ impl Pool {
         Connection::open(connector, &self.origin).await
     }
 
-    fn wait(self: &Arc<Self>, state: &mut State) -> oneshot::Receiver<HandOver> {
+    fn wait(self: &Arc<Self>) -> oneshot::Receiver<HandOver> {
         let (hand_over, wait) = oneshot::channel();
+        let mut state = self.state();
         state.count += 1;
+        let number = state.count;
         state.waiting.push_back(Waiting {
-            number: state.count,
+            number,
             connects: false,
             hand_over,
         });
-        self.connect(state);
+        self.connect(&mut state);
         wait
     }
 

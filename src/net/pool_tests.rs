@@ -42,6 +42,15 @@ fn ask_with(pool: &Arc<Pool>, mut request: Request<Body>) -> JoinHandle<Answer> 
     tokio::spawn(async move { pool.send(request).await })
 }
 
+/// One request answered over a new connection, whose other end this is.
+async fn used(pool: &Arc<Pool>, servers: &mut Servers) -> DuplexStream {
+    let asked = ask(pool);
+    let mut server = servers.recv().await.unwrap();
+    serve(&mut server).await;
+    answered(asked).await;
+    server
+}
+
 /// Reads one request, and answers it.
 async fn serve(server: &mut DuplexStream) -> String {
     let request = read(server).await;
@@ -83,10 +92,7 @@ async fn a_connection_is_used_again_after_the_last_byte() {
     let unread = first.await.unwrap().unwrap();
 
     // While the first is not read, its connection is not free.
-    let second = ask(&pool);
-    let mut other = servers.recv().await.unwrap();
-    serve(&mut other).await;
-    answered(second).await;
+    let mut other = used(&pool, &mut servers).await;
 
     let third = ask(&pool);
     serve(&mut other).await;
@@ -100,10 +106,7 @@ async fn a_connection_is_used_again_after_the_last_byte() {
 async fn what_is_idle_for_the_timeout_is_closed() {
     let (pool, mut servers) = pool(HttpVersions::Http1, 4);
     for _ in 0..3 {
-        let asked = ask(&pool);
-        let mut server = servers.recv().await.unwrap();
-        serve(&mut server).await;
-        answered(asked).await;
+        let mut server = used(&pool, &mut servers).await;
         let idle = Instant::now();
         assert!(server.read_u8().await.is_err(), "closed");
         assert_eq!(idle.elapsed(), IDLE);
@@ -176,15 +179,9 @@ async fn a_connection_that_cannot_be_trusted_is_not_used_again() {
 #[tokio::test(start_paused = true)]
 async fn a_request_goes_over_another_connection_when_an_idle_one_is_closed() {
     let (pool, mut servers) = pool(HttpVersions::Http1, 4);
-    let asked = ask(&pool);
-    let mut server = servers.recv().await.unwrap();
-    serve(&mut server).await;
-    answered(asked).await;
-    drop(server);
+    drop(used(&pool, &mut servers).await);
     // Nothing has told the pool yet.
-    let asked = ask(&pool);
-    serve(&mut servers.recv().await.unwrap()).await;
-    answered(asked).await;
+    used(&pool, &mut servers).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -110,11 +110,10 @@ impl Guard {
         match (head.uri.scheme(), head.uri.authority()) {
             (None, None) if head.uri.path().starts_with('/') => Ok(()),
             (Some(scheme), Some(authority)) if scheme.as_str() == "http" => {
-                let target = Host::parse(authority.as_str().as_bytes());
-                let is_upstream = |target| self.upstream(target).is_some() && target.is(host);
-                target
-                    .filter(|target| is_upstream(*target))
-                    .map_or(bad_target, |_| Ok(()))
+                match Host::parse(authority.as_str().as_bytes()) {
+                    Some(target) if self.upstream(target).is_some() && target.is(host) => Ok(()),
+                    _ => bad_target,
+                }
             }
             _ => bad_target,
         }
@@ -206,10 +205,6 @@ impl<'a> Host<'a> {
 
 fn is_loopback_name(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || host == "127.0.0.1" || host == "[::1]"
-}
-
-pub(super) fn same_authority(one: &Authority, other: &Authority) -> bool {
-    one.host().eq_ignore_ascii_case(other.host()) && one.port_u16() == other.port_u16()
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@ use http::uri::{Authority, PathAndQuery};
 use http::{Method, Uri};
 
 use super::error::ProxyError;
-use super::guard::same_authority;
 
 /// A route as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +107,10 @@ impl Routes {
         }
         chosen.ok_or(ProxyError::NoRoute)
     }
+}
+
+fn same_authority(one: &Authority, other: &Authority) -> bool {
+    one.host().eq_ignore_ascii_case(other.host()) && one.port_u16() == other.port_u16()
 }
 
 /// Servers decode a path once, and careless ones twice. Neither may lead to another segment, or to another route.

@@ -10,7 +10,7 @@ use http::{Uri, Version};
 
 use super::error::ProxyError;
 use crate::metrics::{Metrics, UpstreamMetrics};
-use crate::net::client::Origin;
+use crate::net::client::{Origin, default_port};
 use crate::net::connect::{ConnectConfig, Connector};
 use crate::net::pool::PoolConfig;
 use crate::net::tls::TlsError;
@@ -206,15 +206,13 @@ impl Upstream {
             return false;
         };
         let (own_scheme, own) = (self.origin.scheme(), self.origin.authority());
-        let default_port = if *own_scheme == Scheme::HTTPS {
-            443
-        } else {
-            80
+        let port = |authority: &Authority| {
+            let given = authority.port_u16();
+            given.unwrap_or_else(|| default_port(own_scheme))
         };
         scheme.eq_ignore_ascii_case(own_scheme.as_str())
             && authority.host().eq_ignore_ascii_case(own.host())
-            && authority.port_u16().unwrap_or(default_port)
-                == own.port_u16().unwrap_or(default_port)
+            && port(&authority) == port(own)
     }
 }
 
