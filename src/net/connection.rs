@@ -149,8 +149,8 @@ async fn http1<H, F>(
             .header_read_timeout(connections.header_timeout)
             .max_header_size(connections.max_header_bytes)
             // Room for one head and a piece of a body. hyper's default of 400 KiB, filled by thousands of slow
-            // connections, would be gigabytes.
-            .max_buf_size(connections.max_header_bytes.max(16 * 1024) + 32 * 1024)
+            // connections, would be gigabytes. By default it is less than the 64 KiB that rustls takes at a time.
+            .max_buf_size(connections.max_header_bytes.max(16 * 1024) + 24 * 1024)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades()
     );
