@@ -58,7 +58,8 @@ const ONLY_HERE: [(&str, &[&str], &str); 10] = [
     (
         "tokio::spawn",
         &[
-            "src/net/client.rs",
+            "src/net/channel.rs",
+            "src/net/http2.rs",
             "src/net/listener.rs",
             "src/net/pool.rs",
             "src/net/upload.rs",

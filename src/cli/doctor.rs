@@ -150,7 +150,10 @@ impl Patient<'_> {
         };
         match error {
             ConnectError::Dns(_) => self.dns_hint(false),
-            ConnectError::Tcp(_) | ConnectError::Http(_) | ConnectError::Timeout => {
+            ConnectError::Tcp(_)
+            | ConnectError::Http(_)
+            | ConnectError::Http2(_)
+            | ConnectError::Timeout => {
                 format!("is {who} up, and reachable from here?")
             }
             ConnectError::Tls(error) => self.tls_hint(error),

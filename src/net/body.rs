@@ -121,6 +121,9 @@ pub enum BodyError {
     /// The sender broke off, or framed it wrongly.
     #[error("broke off")]
     Broken(#[from] hyper::Error),
+    /// The same, of a stream of HTTP/2.
+    #[error("broke off")]
+    Reset(#[from] h2::Error),
     /// The request is being sent again, with another body.
     #[error("superseded")]
     Superseded,
@@ -138,9 +141,12 @@ impl Source {
     fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self {
-            Self::Upload(upload) => upload.poll_frame(cx),
+            Self::Upload(upload) => {
+                let frame = ready!(upload.poll_frame(cx));
+                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+            }
             Self::Download(download) => Pin::new(download).poll_frame(cx),
         }
     }
@@ -262,7 +268,7 @@ impl Relay {
                     return Poll::Ready(Some(Err(BodyError::Idle(self.idle.timeout))));
                 }
                 Poll::Ready(None) => return Poll::Ready(None),
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
                 Poll::Ready(Some(Ok(frame))) => {
                     self.idle.disarm();
                     match (frame.into_data(), self.trailers) {

@@ -1,21 +1,64 @@
 //! A connection to a server, with or without TLS, as hyper uses it.
 
+use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
+use tracing::debug;
 
+use super::body::Chain;
+use super::progress::Progress;
 use super::stream::poll_write_pieces;
 use crate::metrics::GaugeGuard;
 
 /// A connection to a server, counted while it is open.
 pub struct Stream {
     channel: Channel,
+    /// For whoever looks after it.
+    traffic: Option<Arc<Traffic>>,
     _open: Option<GaugeGuard>,
+}
+
+/// Runs the end of a connection to a server that reads and writes, in a task of its own; requests and responses tell what
+/// becomes of it.
+pub(super) fn carry<E: Error + 'static>(
+    connection: impl Future<Output = Result<(), E>> + Send + 'static,
+) -> AbortHandle {
+    // Boxed, because a task has room for what it awaits twice.
+    let connection = Box::pin(connection);
+    let carried = tokio::spawn(async {
+        if let Err(error) = connection.await {
+            debug!(error = %Chain(&error), "connection to a server ended");
+        }
+    });
+    carried.abort_handle()
+}
+
+/// What passes over a connection.
+pub(super) struct Traffic {
+    read: Arc<Progress>,
+    writes: AtomicU64,
+}
+
+impl Traffic {
+    /// The moment of the last bytes that came, or of the beginning.
+    pub(super) fn last_read(&self) -> Instant {
+        self.read.last()
+    }
+
+    /// How often something was written, or tried to be.
+    pub(super) fn writes(&self) -> u64 {
+        self.writes.load(Ordering::Relaxed)
+    }
 }
 
 /// What carries it.
@@ -37,7 +80,23 @@ impl Stream {
     pub(super) fn new(channel: Channel, open: Option<GaugeGuard>) -> Self {
         Self {
             channel,
+            traffic: None,
             _open: open,
+        }
+    }
+
+    /// What passes over it from now on.
+    pub(super) fn traffic(&mut self) -> Arc<Traffic> {
+        let traffic = Traffic {
+            read: Progress::new(),
+            writes: AtomicU64::new(0),
+        };
+        self.traffic.insert(Arc::new(traffic)).clone()
+    }
+
+    fn about_to_write(&self) {
+        if let Some(traffic) = &self.traffic {
+            traffic.writes.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -85,7 +144,11 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.duplex().poll_read(cx, buf)
+        let read = ready!(self.duplex().poll_read(cx, buf));
+        if let Some(traffic) = &self.traffic {
+            traffic.read.touch();
+        }
+        Poll::Ready(read)
     }
 }
 
@@ -95,6 +158,7 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.about_to_write();
         self.duplex().poll_write(cx, buf)
     }
 
@@ -103,6 +167,7 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.about_to_write();
         match &mut self.channel {
             Channel::Plain { tcp, .. } => poll_write_pieces(Pin::new(tcp), cx, bufs),
             _ => self.duplex().poll_write_vectored(cx, bufs),

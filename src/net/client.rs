@@ -1,25 +1,20 @@
-//! The HTTP client: a connection to a server, a request on it, and why there was no response.
+//! The HTTP client: a connection to a server, and a request on it.
 
-use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::header;
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::uri::{self, Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, Uri};
-use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1, http2};
-use hyper::rt::Executor;
-use hyper_util::rt::TokioTimer;
-use rustls::AlertDescription;
+use hyper::client::conn::http1;
 use tokio_util::either::Either;
-use tracing::debug;
 
-use super::body::{Body, BodyError, Chain};
+use super::body::Body;
+use super::channel::carry;
 use super::connect::{ConnectError, Connector};
 use super::download::Download;
+use super::http2::Http2;
+use super::send_error::{SendError, Unanswered};
 use super::tls::HttpVersions;
-use crate::metrics::SendFault;
 
 /// Sends each request on a connection of its own. What sends many keeps its connections in a
 /// [`Pool`](super::pool::Pool).
@@ -41,8 +36,7 @@ impl HttpClient {
         let connection = Connection::open(&self.0, &origin).await;
         let mut connection = connection.map_err(|error| SendError::connect(Arc::new(error)))?;
         let response = connection.send(&origin, request).await;
-        let response = response.map_err(|unanswered| unanswered.error)?;
-        Ok(response.map(Download::from))
+        response.map_err(|unanswered| unanswered.error)
     }
 }
 
@@ -87,12 +81,12 @@ impl Origin {
 
     /// A URI here, of what path it may be.
     fn uri(&self, path: Option<PathAndQuery>) -> Uri {
-        let uri = Uri::builder()
-            .scheme(self.scheme.clone())
-            .authority(self.authority.clone())
-            .path_and_query(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+        let mut parts = uri::Parts::default();
+        parts.scheme = Some(self.scheme.clone());
+        parts.authority = Some(self.authority.clone());
+        parts.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
         // Its parts were valid before.
-        uri.build().unwrap_or_default()
+        Uri::from_parts(parts).unwrap_or_default()
     }
 
     /// Gives `request` the form of its connection: HTTP/2 has the authority in the URI (RFC 9113 §8.3.1), HTTP/1.1 in
@@ -128,8 +122,7 @@ pub fn default_port(scheme: &Scheme) -> u16 {
 /// An open connection to a server; its other end is a task of its own, which ends with it, and after the last response.
 pub(super) enum Connection {
     Http1(Http1),
-    /// Clones are the same connection.
-    Http2(http2::SendRequest<Body>),
+    Http2(Http2),
 }
 
 /// A connection that takes one request after the other.
@@ -143,13 +136,6 @@ pub(super) struct Http1 {
 const MAX_READ_BUFFER: usize = 64 * 1024;
 /// Fields of a response head; above it the response is refused.
 const MAX_RESPONSE_FIELDS: usize = 256;
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes of one answer that may wait here for its application.
-const STREAM_WINDOW: u32 = 256 * 1024;
-/// As many as the requests in flight can add up to. In a smaller window a few answers that nobody reads would hold up all
-/// others on the connection.
-const CONNECTION_WINDOW: u32 = 1 << 30;
 
 impl Connection {
     /// Connects, within the connector's timeout.
@@ -157,18 +143,8 @@ impl Connection {
         let stream = connector.connect(&origin.uri(None)).await?;
         let channel = stream.inner();
         if channel.speaks_http2() || connector.versions() == HttpVersions::Http2 {
-            let handshake = http2::Builder::new(Tasks)
-                .timer(TokioTimer::new())
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
-                // One connection carries everything; without a PING, one that died unseen would take every request
-                // along until its deadline.
-                .keep_alive_interval(PING_INTERVAL)
-                .keep_alive_timeout(PING_TIMEOUT)
-                .handshake(stream);
-            let (sender, connection) = connector.in_time(handshake).await?;
-            tokio::spawn(carry(connection));
-            Ok(Self::Http2(sender))
+            let connection = connector.in_time(Http2::open(stream.into_inner())).await?;
+            Ok(Self::Http2(connection))
         } else {
             let is_proxied = channel.is_proxied();
             let handshake = http1::Builder::new()
@@ -176,7 +152,7 @@ impl Connection {
                 .max_headers(MAX_RESPONSE_FIELDS)
                 .handshake(stream);
             let (sender, connection) = connector.in_time(handshake).await?;
-            tokio::spawn(carry(connection.with_upgrades()));
+            carry(connection.with_upgrades());
             Ok(Self::Http1(Http1 { sender, is_proxied }))
         }
     }
@@ -187,150 +163,14 @@ impl Connection {
         &mut self,
         origin: &Origin,
         mut request: Request<Body>,
-    ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> + use<> {
+    ) -> impl Future<Output = Result<Response<Download>, Unanswered>> + use<> {
         origin.address(&mut request, self);
-        let response = match self {
-            Self::Http1(connection) => Either::Left(connection.sender.try_send_request(request)),
-            Self::Http2(sender) => Either::Right(sender.try_send_request(request)),
-        };
-        async { response.await.map_err(Unanswered::from) }
-    }
-}
-
-/// Runs what hyper does for each request on an HTTP/2 connection. That is 1.5 KB, which tokio would move six times on its
-/// way into a task, and once more out of it.
-#[derive(Clone)]
-struct Tasks;
-
-impl<F> Executor<F> for Tasks
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    fn execute(&self, future: F) {
-        tokio::spawn(Box::pin(future));
-    }
-}
-
-/// Requests and responses tell what becomes of a connection.
-async fn carry(connection: impl Future<Output = hyper::Result<()>>) {
-    if let Err(error) = connection.await {
-        debug!(error = %Chain(&error), "connection to a server ended");
-    }
-}
-
-/// A request without a response.
-pub(super) struct Unanswered {
-    pub(super) error: SendError,
-    /// The request, if nothing of it was written.
-    pub(super) unsent: Option<Request<Body>>,
-}
-
-impl From<TrySendError<Request<Body>>> for Unanswered {
-    fn from(mut error: TrySendError<Request<Body>>) -> Self {
-        let unsent = error.take_message();
-        let mut error = SendError::from(error.into_error());
-        error.unprocessed |= unsent.is_some();
-        Self { error, unsent }
-    }
-}
-
-/// No response head, and why.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", Chain(&**.source))]
-pub struct SendError {
-    /// What happened.
-    pub fault: SendFault,
-    /// The application's body was larger than its limit.
-    pub body_too_large: bool,
-    /// Nothing of the request was written, or the server says that it did nothing about it (RFC 9113 §8.7): it may be
-    /// sent again.
-    pub unprocessed: bool,
-    source: Arc<dyn std::error::Error + Send + Sync>,
-}
-
-impl SendError {
-    /// There is no connection.
-    pub(super) fn connect(error: Arc<ConnectError>) -> Self {
-        Self {
-            fault: match *error {
-                ConnectError::Dns(_) => SendFault::Dns,
-                ConnectError::Tcp(_) | ConnectError::Http(_) | ConnectError::Proxy(_) => {
-                    SendFault::Connect
-                }
-                ConnectError::Timeout => SendFault::ConnectTimeout,
-                ConnectError::Tls(_) => SendFault::Tls,
-                ConnectError::Exhausted(_) => SendFault::Exhausted,
-            },
-            body_too_large: false,
-            // It would be one more wait for the same.
-            unprocessed: false,
-            source: error,
+        match self {
+            Self::Http1(connection) => {
+                let response = connection.sender.try_send_request(request);
+                Either::Left(async { Ok(response.await?.map(Download::from)) })
+            }
+            Self::Http2(connection) => Either::Right(connection.clone().send(request)),
         }
     }
-
-    fn leads_nowhere() -> Self {
-        let cause = io::Error::new(io::ErrorKind::InvalidInput, "no host to connect to");
-        Self::connect(Arc::new(ConnectError::Dns(cause)))
-    }
-}
-
-impl From<hyper::Error> for SendError {
-    fn from(source: hyper::Error) -> Self {
-        let (mut fault, mut unprocessed) = (SendFault::Reset, false);
-        let mut body_too_large = false;
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&source);
-        while let Some(error) = cause {
-            if let Some(error) = error.downcast_ref::<BodyError>() {
-                fault = SendFault::Downstream;
-                body_too_large = matches!(error, BodyError::TooLarge(_));
-                break;
-            }
-            if is_certificate_refused(error) {
-                fault = SendFault::Tls;
-            }
-            if let Some(error) = error.downcast_ref::<h2::Error>() {
-                unprocessed = is_unprocessed(error);
-            }
-            if let Some(error) = error.downcast_ref::<hyper::Error>()
-                && error.is_parse()
-            {
-                fault = SendFault::Protocol;
-            }
-            cause = error.source();
-        }
-        Self {
-            fault,
-            body_too_large,
-            unprocessed,
-            source: Arc::new(source),
-        }
-    }
-}
-
-/// With TLS 1.3 a server looks at our certificate when the session exists for us already (RFC 8446 §4.4.2). It has not
-/// looked at any request then.
-fn is_certificate_refused(error: &(dyn std::error::Error + 'static)) -> bool {
-    let error = error.downcast_ref::<io::Error>();
-    let error = error.and_then(|error| error.get_ref()?.downcast_ref::<rustls::Error>());
-    let Some(rustls::Error::AlertReceived(alert)) = error else {
-        return false;
-    };
-    matches!(
-        alert,
-        AlertDescription::CertificateRequired
-            | AlertDescription::BadCertificate
-            | AlertDescription::UnsupportedCertificate
-            | AlertDescription::CertificateRevoked
-            | AlertDescription::CertificateExpired
-            | AlertDescription::CertificateUnknown
-            | AlertDescription::UnknownCA
-            | AlertDescription::AccessDenied
-            | AlertDescription::DecryptError
-    )
-}
-
-/// A refused stream, or one above the last that the server says it has seen: h2 ends no other stream with a GOAWAY of
-/// the server's.
-fn is_unprocessed(error: &h2::Error) -> bool {
-    error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
 }

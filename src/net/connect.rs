@@ -169,12 +169,12 @@ impl Connector {
     }
 
     /// Waits for the first steps on a new connection, for as long as connecting may take.
-    pub(super) async fn in_time<T>(
+    pub(super) async fn in_time<T, E: Into<ConnectError>>(
         &self,
-        handshake: impl Future<Output = hyper::Result<T>>,
+        handshake: impl Future<Output = Result<T, E>>,
     ) -> Result<T, ConnectError> {
         let result = timeout(self.timeout, handshake).await;
-        Ok(result.map_err(|_| ConnectError::Timeout)??)
+        result.map_err(|_| ConnectError::Timeout)?.map_err(E::into)
     }
 
     fn proxy_for(&self, uri: &Uri) -> Option<&OutboundProxy> {
@@ -247,6 +247,9 @@ pub enum ConnectError {
     /// It broke before there was a request on it.
     #[error("HTTP")]
     Http(#[from] hyper::Error),
+    /// The same, with HTTP/2.
+    #[error("HTTP/2")]
+    Http2(#[from] h2::Error),
     /// All of it together took longer than the connect timeout.
     #[error("timed out")]
     Timeout,
@@ -299,7 +302,9 @@ impl ConnectError {
     fn outcome(&self) -> ConnectOutcome {
         match self {
             Self::Dns(_) => ConnectOutcome::Dns,
-            Self::Tcp(_) | Self::Http(_) | Self::Proxy(_) => ConnectOutcome::Connect,
+            Self::Tcp(_) | Self::Http(_) | Self::Http2(_) | Self::Proxy(_) => {
+                ConnectOutcome::Connect
+            }
             Self::Timeout => ConnectOutcome::Timeout,
             Self::Tls(_) => ConnectOutcome::Tls,
             Self::Exhausted(_) => ConnectOutcome::Exhausted,

@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use http::header::UPGRADE;
 use http::{Request, Response};
-use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::body::Body;
-use super::client::{Connection, Http1, Origin, SendError};
+use super::client::{Connection, Http1, Origin};
 use super::connect::{ConnectError, Connector};
 use super::download::{Download, Lease};
+use super::send_error::SendError;
 use state::{Age, HandOver, Idle, Reserved, State, Waiting};
 
 /// How connections are kept between requests.
@@ -83,12 +83,12 @@ impl Pool {
         }
     }
 
-    fn lease(self: &Arc<Self>, connection: Connection, body: Incoming) -> Download {
+    fn lease(self: &Arc<Self>, connection: Connection, body: Download) -> Download {
         match connection {
             Connection::Http1(connection) if self.config.max_idle > 0 => {
-                Download::new(body, Lease::new(connection, self.clone()))
+                body.leased(Lease::new(connection, self.clone()))
             }
-            _ => body.into(),
+            _ => body,
         }
     }
 
@@ -106,7 +106,7 @@ impl Pool {
             return Ok((connection, Age::New));
         }
         match self.wait().await {
-            Ok(Ok(Reserved::Http2(sender))) => Ok((Connection::Http2(sender), Age::New)),
+            Ok(Ok(Reserved::Http2(connection))) => Ok((Connection::Http2(connection), Age::New)),
             Ok(Ok(Reserved::Http1(lease, age))) => {
                 let connection = lease.take().ok_or_else(given_up)?;
                 Ok((Connection::Http1(connection), age))
@@ -159,9 +159,9 @@ impl Pool {
         let mut state = self.state();
         state.attempts -= 1;
         match result {
-            Ok(Connection::Http2(sender)) => {
+            Ok(Connection::Http2(connection)) => {
                 state.is_http1 = false;
-                state.share(sender);
+                state.share(connection);
                 self.sweep(&mut state);
             }
             Ok(Connection::Http1(connection)) => {

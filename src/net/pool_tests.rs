@@ -4,6 +4,7 @@ use std::convert::Infallible;
 
 use http::header::{HOST, HeaderValue};
 use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -230,6 +231,8 @@ async fn one_connection_of_http2_does_for_all() {
     answered(upgrade).await;
 
     server.abort();
+    let error = ask(&pool).await.unwrap().err().unwrap();
+    assert!(error.unprocessed, "nothing was written to one that is gone");
     let asked = ask(&pool);
     let server = serve_http2(servers.recv().await.unwrap());
     answered(asked).await;

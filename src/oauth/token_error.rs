@@ -7,7 +7,7 @@ use http::StatusCode;
 use super::client_assertion::AssertionError;
 use super::metadata::MetadataError;
 use crate::metrics::{FetchOutcome, SendFault};
-use crate::net::client::SendError;
+use crate::net::send_error::SendError;
 use crate::net::tls::TlsError;
 use crate::secret::SecretError;
 

@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use super::problem::{PROBLEM_JSON, Verdict, problem, verdict};
 use crate::metrics::{Code, SendFault};
 use crate::net::body::Body;
-use crate::net::client::SendError;
+use crate::net::send_error::SendError;
 use crate::oauth::Unavailable;
 
 /// `Proxy-Status` (RFC 9209).

@@ -4,14 +4,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::client::conn::http2;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::net::body::Body;
 use crate::net::client::{Connection, Http1};
 use crate::net::connect::ConnectError;
 use crate::net::download::Lease;
+use crate::net::http2::Http2;
 
 /// What a pool has, and who waits for it.
 #[derive(Default)]
@@ -37,7 +36,7 @@ pub(super) struct Idle {
 
 /// The connection of all requests.
 pub(super) struct Shared {
-    pub(super) sender: http2::SendRequest<Body>,
+    pub(super) connection: Http2,
     /// When the last request took it.
     pub(super) used: Instant,
 }
@@ -55,7 +54,7 @@ pub(super) type HandOver = Result<Reserved, Arc<ConnectError>>;
 /// A connection on its way to a request, which may have gone away.
 pub(super) enum Reserved {
     Http1(Lease, Age),
-    Http2(http2::SendRequest<Body>),
+    Http2(Http2),
 }
 
 /// What it says of a connection that nothing could be written on it.
@@ -71,9 +70,9 @@ impl State {
     /// One that is there already.
     pub(super) fn take(&mut self, must_be_http1: bool) -> Option<Connection> {
         if !must_be_http1 && let Some(shared) = &mut self.shared {
-            if !shared.sender.is_closed() {
+            if !shared.connection.is_closed() {
                 shared.used = Instant::now();
-                return Some(Connection::Http2(shared.sender.clone()));
+                return Some(Connection::Http2(shared.connection.clone()));
             }
             self.shared = None;
         }
@@ -86,12 +85,14 @@ impl State {
     }
 
     /// All have it from now on.
-    pub(super) fn share(&mut self, sender: http2::SendRequest<Body>) {
+    pub(super) fn share(&mut self, connection: Http2) {
         for waiting in self.waiting.drain(..) {
-            let _ = waiting.hand_over.send(Ok(Reserved::Http2(sender.clone())));
+            let _ = waiting
+                .hand_over
+                .send(Ok(Reserved::Http2(connection.clone())));
         }
         self.shared = Some(Shared {
-            sender,
+            connection,
             used: Instant::now(),
         });
     }

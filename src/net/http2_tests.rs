@@ -1,0 +1,134 @@
+//! The server is h2's, over memory, and time stands still until all wait for it.
+
+use h2::server::{self, SendResponse};
+use http_body_util::BodyExt as _;
+use tokio::io::{DuplexStream, duplex};
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use super::super::channel::Channel;
+use super::*;
+
+type Server = server::Connection<DuplexStream, Bytes>;
+type Answer = Result<Response<Download>, Unanswered>;
+
+async fn connected(streams: u32) -> (Http2, Server) {
+    let (near, far) = duplex(64 * 1024);
+    let connection = Http2::open(Stream::new(Channel::Memory(near), None));
+    let mut builder = server::Builder::new();
+    builder.max_concurrent_streams(streams);
+    let (connection, server) = tokio::join!(connection, builder.handshake(far));
+    (connection.ok().unwrap(), server.unwrap())
+}
+
+fn ask(connection: &Http2) -> JoinHandle<Answer> {
+    let request = Request::get("http://api.example/").body(Body::empty());
+    tokio::spawn(connection.clone().send(request.unwrap()))
+}
+
+async fn accepted(server: &mut Server) -> SendResponse<Bytes> {
+    server.accept().await.unwrap().unwrap().1
+}
+
+/// Reads and writes until the other end has gone.
+async fn carry_on(mut server: Server) {
+    while let Some(Ok(_)) = server.accept().await {}
+}
+
+fn error_of(answer: Answer) -> SendError {
+    answer.err().unwrap().error
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_died_unseen_is_given_up() {
+    let (connection, mut server) = connected(9).await;
+    let asked = ask(&connection);
+    let _unanswered = accepted(&mut server).await;
+    let silent = Instant::now();
+    // Nobody reads any more, and nobody closes.
+    let error = error_of(asked.await.unwrap());
+    assert_eq!(silent.elapsed(), PING_INTERVAL + PING_TIMEOUT);
+    assert_eq!(error.fault, SendFault::Reset);
+    assert!(!error.unprocessed, "it was looked at");
+
+    let next = ask(&connection).await.unwrap().err().unwrap();
+    assert!(next.error.unprocessed && next.unsent.is_some());
+    assert!(connection.is_closed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_server_that_answers_pings_is_waited_for() {
+    let (connection, mut server) = connected(9).await;
+    let asked = ask(&connection);
+    let mut unanswered = accepted(&mut server).await;
+    tokio::spawn(carry_on(server));
+    sleep(20 * PING_INTERVAL).await;
+    unanswered.send_response(Response::new(()), true).unwrap();
+    asked.await.unwrap().ok().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_is_left_alone_and_ends_with_its_last_handle() {
+    let (connection, mut server) = connected(9).await;
+    let asked = ask(&connection);
+    let mut unanswered = accepted(&mut server).await;
+    unanswered.send_response(Response::new(()), true).unwrap();
+    let server = tokio::spawn(async move {
+        // Reads nothing meanwhile: a PING would stay without an answer.
+        let answered = async { asked.await.unwrap().ok().unwrap() };
+        tokio::select! {
+            _ = server.accept() => unreachable!("nobody asks"),
+            _ = answered => {}
+        }
+        sleep(10 * PING_INTERVAL).await;
+        carry_on(server).await;
+    });
+    sleep(20 * PING_INTERVAL).await;
+    assert!(!server.is_finished() && !connection.is_closed());
+    drop(connection);
+    server.await.unwrap();
+}
+
+/// Of three requests the server has seen one; which they are decides what may be sent again.
+#[tokio::test(start_paused = true)]
+async fn requests_that_wait_for_a_stream_have_not_been_sent() {
+    let (connection, mut server) = connected(1).await;
+    // The first learns how many streams there may be.
+    let asked = ask(&connection);
+    let mut first = accepted(&mut server).await;
+    first.send_response(Response::new(()), true).unwrap();
+    let server = tokio::spawn(async move {
+        let _unanswered = accepted(&mut server).await;
+        tokio::select! {
+            _ = server.accept() => unreachable!("one at a time"),
+            () = sleep(Duration::from_secs(1)) => {}
+        }
+    });
+    asked.await.unwrap().ok().unwrap();
+    let asked: Vec<_> = (0..3).map(|_| ask(&connection)).collect();
+    server.await.unwrap();
+    let mut unprocessed = Vec::new();
+    for asked in asked {
+        unprocessed.push(error_of(asked.await.unwrap()).unprocessed);
+    }
+    assert_eq!(unprocessed, [false, true, true]);
+}
+
+/// hyper takes a stream that was cancelled for one that has ended.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_breaks_off_is_no_whole_answer() {
+    for reason in [h2::Reason::CANCEL, h2::Reason::NO_ERROR] {
+        let (connection, mut server) = connected(9).await;
+        let asked = ask(&connection);
+        let mut unanswered = accepted(&mut server).await;
+        let mut body = unanswered.send_response(Response::new(()), false).unwrap();
+        tokio::spawn(carry_on(server));
+        body.send_data("half".into(), false).unwrap();
+        let mut answer = asked.await.unwrap().ok().unwrap().into_body();
+        let half = answer.frame().await.unwrap().unwrap();
+        assert_eq!(half.into_data().unwrap(), "half");
+        body.send_reset(reason);
+        let error = answer.frame().await.unwrap().unwrap_err();
+        assert!(matches!(error, BodyError::Reset(_)), "{error:?}");
+    }
+}
