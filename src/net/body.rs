@@ -143,10 +143,7 @@ impl Source {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self {
-            Self::Upload(upload) => {
-                let frame = ready!(upload.poll_frame(cx));
-                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
-            }
+            Self::Upload(upload) => upload.poll_frame(cx).map_err(BodyError::from),
             Self::Download(download) => Pin::new(download).poll_frame(cx),
         }
     }

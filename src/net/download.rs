@@ -80,16 +80,16 @@ impl http_body::Body for Download {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.0 {
             Source::Http1(incoming, _) => {
-                let frame = ready!(Pin::new(incoming).poll_frame(cx));
-                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+                Pin::new(incoming).poll_frame(cx).map_err(BodyError::from)
             }
             Source::Http2 { stream, left, .. } => {
-                let frame = ready!(poll_stream(stream, cx)).transpose();
+                let frame = poll_stream(stream, cx).map_err(BodyError::from);
+                let frame = ready!(frame).transpose();
                 if let (Some(left), Some(Ok(frame))) = (left, &frame) {
                     let length = frame.data_ref().map_or(0, Bytes::len);
                     *left = left.saturating_sub(length as u64);
                 }
-                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+                Poll::Ready(frame)
             }
         }
     }

@@ -30,6 +30,12 @@ async fn accepted(server: &mut Server) -> SendResponse<Bytes> {
     server.accept().await.unwrap().unwrap().1
 }
 
+/// Answers the next request, and reads nothing more.
+async fn answer(server: &mut Server) {
+    let mut unanswered = accepted(server).await;
+    unanswered.send_response(Response::new(()), true).unwrap();
+}
+
 /// Reads and writes until the other end has gone.
 async fn carry_on(mut server: Server) {
     while let Some(Ok(_)) = server.accept().await {}
@@ -71,8 +77,7 @@ async fn a_slow_server_that_answers_pings_is_waited_for() {
 async fn an_idle_connection_is_left_alone_and_ends_with_its_last_handle() {
     let (connection, mut server) = connected(9).await;
     let asked = ask(&connection);
-    let mut unanswered = accepted(&mut server).await;
-    unanswered.send_response(Response::new(()), true).unwrap();
+    answer(&mut server).await;
     let server = tokio::spawn(async move {
         // Reads nothing meanwhile: a PING would stay without an answer.
         let answered = async { asked.await.unwrap().ok().unwrap() };
@@ -95,8 +100,7 @@ async fn requests_that_wait_for_a_stream_have_not_been_sent() {
     let (connection, mut server) = connected(1).await;
     // The first learns how many streams there may be.
     let asked = ask(&connection);
-    let mut first = accepted(&mut server).await;
-    first.send_response(Response::new(()), true).unwrap();
+    answer(&mut server).await;
     let server = tokio::spawn(async move {
         let _unanswered = accepted(&mut server).await;
         tokio::select! {
