@@ -25,13 +25,13 @@ enum Source {
         stream: RecvStream,
         /// Bytes to come, if that is known.
         left: Option<u64>,
-        _busy: Busy,
+        _busy: Arc<Busy>,
     },
 }
 
 impl Download {
     /// Of a stream of HTTP/2, whose response has these `fields`.
-    pub(super) fn of_stream(fields: &HeaderMap, stream: RecvStream, busy: Busy) -> Self {
+    pub(super) fn of_stream(fields: &HeaderMap, stream: RecvStream, busy: Arc<Busy>) -> Self {
         let length = fields.get(CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
         Self(Source::Http2 {

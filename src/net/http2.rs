@@ -2,8 +2,8 @@
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use h2::client::{Builder, ResponseFuture, SendRequest};
 use h2::{Ping, PingPong, SendStream};
 use http::{Method, Request, Response, header};
 use http_body::Body as _;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::debug;
@@ -31,11 +31,37 @@ struct Shared {
     /// Whose turn it is to open a stream. Those who wait for it have their request still, whole.
     sender: Mutex<SendRequest<Bytes>>,
     is_closed: AtomicBool,
-    traffic: Weak<Traffic>,
+    streams: Arc<Streams>,
+    traffic: Arc<Traffic>,
 }
 
-/// A stream under way, for whoever asks whether there is one.
-pub(super) type Busy = Option<Arc<Traffic>>;
+/// How many streams are under way, and that one has ended.
+#[derive(Default)]
+struct Streams {
+    count: AtomicUsize,
+    ended: Notify,
+}
+
+/// A stream under way.
+pub(super) struct Busy(Arc<Streams>);
+
+impl Streams {
+    fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    fn begin(self: &Arc<Self>) -> Arc<Busy> {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Busy(self.clone()))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.count.fetch_sub(1, Ordering::Relaxed);
+        self.0.ended.notify_one();
+    }
+}
 
 /// Bytes of one answer that may wait here for its application.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -52,8 +78,6 @@ const STREAMS_AT_FIRST: usize = 100;
 /// that died unseen would take every request along until its deadline.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
-/// Whoever has the traffic of a connection and is not a stream of it: what it is counted by, and [`watch`].
-const NOT_STREAMS: usize = 2;
 
 impl Http2 {
     /// Begins to speak HTTP/2 over `stream`. Its connection is a task of its own.
@@ -71,17 +95,25 @@ impl Http2 {
             .enable_push(false)
             .handshake(stream);
         let (sender, mut connection) = handshake.await?;
-        let shared = Shared {
+        let shared = Arc::new(Shared {
             sender: Mutex::new(sender),
             is_closed: AtomicBool::new(false),
-            traffic: Arc::downgrade(&traffic),
-        };
+            streams: Arc::default(),
+            traffic: traffic.clone(),
+        });
+        let streams = shared.streams.clone();
         let pings = connection.ping_pong();
-        let connection = carry(connection);
+        let ended = streams.clone();
+        let connection = carry(async move {
+            let result = connection.await;
+            // Whoever waits for a stream is to learn that there will be none.
+            ended.ended.notify_one();
+            result
+        });
         if let Some(pings) = pings {
-            tokio::spawn(watch(pings, traffic, connection));
+            tokio::spawn(watch(pings, traffic, streams, connection));
         }
-        Ok(Self(Arc::new(shared)))
+        Ok(Self(shared))
     }
 
     /// Whether it is known to take no more requests.
@@ -95,25 +127,27 @@ impl Http2 {
         self,
         mut request: Request<Body>,
     ) -> impl Future<Output = Result<Response<Download>, Unanswered>> {
-        let busy = self.0.traffic.upgrade();
+        let shared = self.0;
         // An async fn would have room for its argument twice.
         async move {
-            let writes = || busy.as_ref().map(|traffic| traffic.writes());
-            let mut sender = self.0.sender.lock().await;
-            if let Err(error) = poll_fn(|cx| sender.poll_ready(cx)).await {
-                self.0.is_closed.store(true, Ordering::Relaxed);
-                let error = SendError::unsent(error);
-                let unsent = Some(request);
-                return Err(Unanswered { error, unsent });
-            }
+            let mut sender = shared.sender.lock().await;
+            let busy = match shared.stream(&mut sender).await {
+                Ok(busy) => busy,
+                Err(error) => {
+                    shared.is_closed.store(true, Ordering::Relaxed);
+                    let error = SendError::unsent(error);
+                    let unsent = Some(request);
+                    return Err(Unanswered { error, unsent });
+                }
+            };
             frame(&mut request);
             let body = std::mem::take(request.body_mut());
             let is_over = body.is_end_stream();
-            let before = writes();
+            let before = shared.traffic.writes();
             let sent = sender.send_request(request.map(drop), is_over);
             let (response, stream) = sent.map_err(SendError::unsent)?;
-            // h2 keeps one request that may not have a stream yet: its turn lasts until it has. What goes wrong meanwhile,
-            // the response knows better.
+            // Where the server allows fewer streams than it did, its turn lasts until it has one. What goes wrong
+            // meanwhile, the response knows better.
             let _ = poll_fn(|cx| sender.poll_ready(cx)).await;
             drop(sender);
             let upload = (!is_over).then(|| Box::pin(upload(stream, body, busy.clone())));
@@ -125,10 +159,27 @@ impl Http2 {
                 }
                 Err(mut error) => {
                     // The connection had come to its end before.
-                    error.unprocessed |= error.fault == SendFault::Reset && writes() == before;
+                    let is_reset = error.fault == SendFault::Reset;
+                    error.unprocessed |= is_reset && shared.traffic.writes() == before;
                     Err(error.into())
                 }
             }
+        }
+    }
+}
+
+impl Shared {
+    /// Waits until the server allows one more stream (RFC 9113 §5.1.2). h2 would wait too, and send the request even when
+    /// it was given up meanwhile.
+    async fn stream(&self, sender: &mut SendRequest<Bytes>) -> Result<Arc<Busy>, h2::Error> {
+        loop {
+            poll_fn(|cx| sender.poll_ready(cx)).await?;
+            let count = self.streams.count();
+            // Where none is allowed yet, none will end.
+            if count == 0 || count < sender.current_max_send_streams() {
+                return Ok(self.streams.begin());
+            }
+            self.streams.ended.notified().await;
         }
     }
 }
@@ -187,7 +238,7 @@ where
 async fn upload(
     mut stream: SendStream<Bytes>,
     mut body: Body,
-    _busy: Busy,
+    _busy: Arc<Busy>,
 ) -> Result<(), BodyError> {
     loop {
         let piece = poll_fn(|cx| match stream.poll_reset(cx) {
@@ -242,13 +293,18 @@ async fn has_room(stream: &mut SendStream<Bytes>, data: &Bytes) -> bool {
 }
 
 /// Ends the connection when it has died unseen. One without a stream is left alone: servers count such PINGs against it.
-async fn watch(mut pings: PingPong, traffic: Arc<Traffic>, connection: AbortHandle) {
+async fn watch(
+    mut pings: PingPong,
+    traffic: Arc<Traffic>,
+    streams: Arc<Streams>,
+    connection: AbortHandle,
+) {
     while !connection.is_finished() {
         let due = traffic.last_read() + PING_INTERVAL;
         let now = Instant::now();
         if due > now {
             sleep_until(due).await;
-        } else if Arc::strong_count(&traffic) <= NOT_STREAMS {
+        } else if streams.count() == 0 {
             sleep_until(now + PING_INTERVAL).await;
         } else if !is_alive(&mut pings, &traffic).await {
             debug!("connection to a server ended: no answer to a PING");

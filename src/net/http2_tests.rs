@@ -3,6 +3,7 @@
 use h2::server::{self, SendResponse};
 use http_body_util::BodyExt as _;
 use tokio::io::{DuplexStream, duplex};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
@@ -22,8 +23,12 @@ async fn connected(streams: u32) -> (Http2, Server) {
 }
 
 fn ask(connection: &Http2) -> JoinHandle<Answer> {
-    let request = Request::get("http://api.example/").body(Body::empty());
-    tokio::spawn(connection.clone().send(request.unwrap()))
+    ask_with(connection, "http://api.example/", Body::empty())
+}
+
+fn ask_with(connection: &Http2, uri: &str, body: Body) -> JoinHandle<Answer> {
+    let request = Request::post(uri).body(body).unwrap();
+    tokio::spawn(connection.clone().send(request))
 }
 
 async fn accepted(server: &mut Server) -> SendResponse<Bytes> {
@@ -116,6 +121,63 @@ async fn requests_that_wait_for_a_stream_have_not_been_sent() {
         unprocessed.push(error_of(asked.await.unwrap()).unprocessed);
     }
     assert_eq!(unprocessed, [false, true, true]);
+}
+
+/// Whoever gave it up may have asked elsewhere.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_given_up_while_it_waits_for_a_stream_is_never_sent() {
+    let (connection, mut server) = connected(1).await;
+    let asked = ask(&connection);
+    answer(&mut server).await;
+    let (seen, mut paths) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(Ok((request, mut unanswered))) = server.accept().await {
+            seen.send(request.uri().path().to_owned()).unwrap();
+            tokio::spawn(async move {
+                sleep(Duration::from_secs(9)).await;
+                let _ = unanswered.send_response(Response::new(()), true);
+            });
+        }
+    });
+    asked.await.unwrap().ok().unwrap();
+    let ask_for = |path| {
+        let uri = format!("http://api.example{path}");
+        ask_with(&connection, &uri, Body::empty())
+    };
+    let (first, given_up) = (ask_for("/first"), ask_for("/given-up"));
+    assert_eq!(paths.recv().await.unwrap(), "/first");
+    sleep(Duration::from_secs(1)).await;
+    given_up.abort();
+    let last = ask_for("/last");
+    first.await.unwrap().ok().unwrap();
+    last.await.unwrap().ok().unwrap();
+    assert_eq!(paths.recv().await.unwrap(), "/last");
+}
+
+/// RFC 9113 §8.1: a server that has answered may refuse the rest of the request.
+#[tokio::test(start_paused = true)]
+async fn an_answer_to_a_request_that_the_server_does_not_want_to_the_end_is_whole() {
+    let (connection, mut server) = connected(9).await;
+    // More than the server makes room for.
+    let asked = ask_with(
+        &connection,
+        "http://api.example/",
+        Body::full(vec![0; 1 << 20]),
+    );
+    let (request, mut unanswered) = server.accept().await.unwrap().unwrap();
+    let mut body = unanswered.send_response(Response::new(()), false).unwrap();
+    body.send_data("whole".into(), true).unwrap();
+    // With this the server resets the stream.
+    drop((request, unanswered, body));
+    tokio::spawn(carry_on(server));
+    let answer = asked.await.unwrap().ok().unwrap();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(connection.0.streams.count(), 1, "only the answer is left");
+    assert_eq!(
+        answer.into_body().collect().await.unwrap().to_bytes(),
+        "whole"
+    );
+    assert_eq!(connection.0.streams.count(), 0);
 }
 
 /// hyper takes a stream that was cancelled for one that has ended.
