@@ -1,4 +1,4 @@
-//! A connection to a server, with or without TLS, as hyper uses it.
+//! A connection to a server as bytes, with or without TLS, and the task that carries it.
 
 use std::error::Error;
 use std::io;
@@ -28,21 +28,6 @@ pub struct Stream {
     _open: Option<GaugeGuard>,
 }
 
-/// Runs the end of a connection to a server that reads and writes, in a task of its own; requests and responses tell what
-/// becomes of it.
-pub(super) fn carry<E: Error + 'static>(
-    connection: impl Future<Output = Result<(), E>> + Send + 'static,
-) -> AbortHandle {
-    // Boxed, because a task has room for what it awaits twice.
-    let connection = Box::pin(connection);
-    let carried = tokio::spawn(async {
-        if let Err(error) = connection.await {
-            debug!(error = %Chain(&error), "connection to a server ended");
-        }
-    });
-    carried.abort_handle()
-}
-
 /// What passes over a connection.
 pub(super) struct Traffic {
     read: Arc<Progress>,
@@ -61,7 +46,7 @@ impl Traffic {
     }
 }
 
-/// What carries it.
+/// Where its bytes pass.
 pub(super) enum Channel {
     Plain {
         tcp: TcpStream,
@@ -186,4 +171,19 @@ impl AsyncWrite for Stream {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.duplex().poll_shutdown(cx)
     }
+}
+
+/// Runs the end of a connection to a server that reads and writes, in a task of its own; requests and responses tell what
+/// becomes of it.
+pub(super) fn carry<E: Error + 'static>(
+    connection: impl Future<Output = Result<(), E>> + Send + 'static,
+) -> AbortHandle {
+    // Boxed, because a task has room for what it awaits twice.
+    let connection = Box::pin(connection);
+    let carried = tokio::spawn(async {
+        if let Err(error) = connection.await {
+            debug!(error = %Chain(&error), "connection to a server ended");
+        }
+    });
+    carried.abort_handle()
 }

@@ -51,6 +51,15 @@ pub struct SendError {
 }
 
 impl SendError {
+    fn new(fault: SendFault, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self {
+            fault,
+            body_too_large: false,
+            unprocessed: false,
+            source: Arc::new(source),
+        }
+    }
+
     /// There is no connection.
     pub(super) fn connect(error: Arc<ConnectError>) -> Self {
         Self {
@@ -87,13 +96,15 @@ impl SendError {
 
 impl From<hyper::Error> for SendError {
     fn from(source: hyper::Error) -> Self {
-        let (mut fault, mut body_too_large) = (SendFault::Reset, false);
+        let mut fault = SendFault::Reset;
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&source);
         while let Some(error) = cause {
             if let Some(error) = error.downcast_ref::<BodyError>() {
-                fault = SendFault::Downstream;
-                body_too_large = matches!(error, BodyError::TooLarge(_));
-                break;
+                let body_too_large = is_too_large(error);
+                return Self {
+                    body_too_large,
+                    ..Self::new(SendFault::Downstream, source)
+                };
             }
             if is_certificate_refused(error) {
                 fault = SendFault::Tls;
@@ -105,22 +116,15 @@ impl From<hyper::Error> for SendError {
             }
             cause = error.source();
         }
-        Self {
-            fault,
-            body_too_large,
-            unprocessed: false,
-            source: Arc::new(source),
-        }
+        Self::new(fault, source)
     }
 }
 
 impl From<h2::Error> for SendError {
     fn from(source: h2::Error) -> Self {
         Self {
-            fault: SendFault::Reset,
-            body_too_large: false,
             unprocessed: is_unprocessed(&source),
-            source: Arc::new(source),
+            ..Self::new(SendFault::Reset, source)
         }
     }
 }
@@ -129,12 +133,14 @@ impl From<h2::Error> for SendError {
 impl From<BodyError> for SendError {
     fn from(source: BodyError) -> Self {
         Self {
-            fault: SendFault::Downstream,
-            body_too_large: matches!(source, BodyError::TooLarge(_)),
-            unprocessed: false,
-            source: Arc::new(source),
+            body_too_large: is_too_large(&source),
+            ..Self::new(SendFault::Downstream, source)
         }
     }
+}
+
+fn is_too_large(error: &BodyError) -> bool {
+    matches!(error, BodyError::TooLarge(_))
 }
 
 /// With TLS 1.3 a server looks at our certificate when the session exists for us already (RFC 8446 §4.4.2). It has not

@@ -88,19 +88,16 @@ impl ClientAuth {
     /// # Errors
     /// When there is none to read.
     pub(super) fn credentials(&self, client_id: &str) -> Result<Vec<Credentials>, SecretError> {
-        let with = |position, proof| Credentials {
+        let with = |proof| Credentials {
             client_id: client_id.to_owned(),
-            position,
             proof,
         };
         let proof = match self {
             Self::Secrets(method, sources) => {
                 let (mut credentials, mut unreadable) = (Vec::new(), None);
-                for (position, source) in sources.iter().enumerate() {
+                for source in sources {
                     match source.read() {
-                        Ok(secret) => {
-                            credentials.push(with(position, Proof::Secret(*method, secret)));
-                        }
+                        Ok(secret) => credentials.push(with(Proof::Secret(*method, secret))),
                         Err(error) => unreadable = unreadable.or(Some(error)),
                     }
                 }
@@ -113,14 +110,13 @@ impl ClientAuth {
             Self::AssertionFile(file) => Proof::Assertion(file.clone(), file.read()?),
             Self::TlsClientAuth | Self::SelfSignedTlsClientAuth => Proof::Certificate,
         };
-        Ok(vec![with(0, proof)])
+        Ok(vec![with(proof)])
     }
 }
 
 /// Who we are and one proof of it, read at one moment.
 pub struct Credentials {
     client_id: String,
-    position: usize,
     proof: Proof,
 }
 
@@ -154,11 +150,6 @@ impl Credentials {
     /// Whether the proof is an assertion that the platform renews by itself: a change of it is no rotation.
     pub fn is_platform_assertion(&self) -> bool {
         matches!(self.proof, Proof::Assertion(..))
-    }
-
-    /// The place in the configured list of secrets, from 0; 0 for everything else.
-    pub fn position(&self) -> usize {
-        self.position
     }
 
     /// When an assertion of the platform ends, by its own words, which nobody has verified; none for everything else.
