@@ -12,7 +12,7 @@ use crate::admin::log::LogControl;
 use crate::config::{LogConfig, LogFormat};
 
 /// Lines that may wait for a slow reader of the log; later ones are dropped and counted.
-const BUFFERED_LINES: usize = 16 * 1024;
+const BUFFERED_LINES: usize = 8 * 1024;
 
 /// Keeps the log's writer running; dropping it writes what is left.
 pub struct Telemetry {
