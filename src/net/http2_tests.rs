@@ -123,7 +123,7 @@ async fn requests_that_wait_for_a_stream_have_not_been_sent() {
     assert_eq!(unprocessed, [false, true, true]);
 }
 
-/// Whoever gave it up may have asked elsewhere.
+/// E-29: whoever gave it up may have asked elsewhere.
 #[tokio::test(start_paused = true)]
 async fn a_request_that_is_given_up_while_it_waits_for_a_stream_is_never_sent() {
     let (connection, mut server) = connected(1).await;
@@ -154,7 +154,7 @@ async fn a_request_that_is_given_up_while_it_waits_for_a_stream_is_never_sent() 
     assert_eq!(paths.recv().await.unwrap(), "/last");
 }
 
-/// RFC 9113 §8.1: a server that has answered may refuse the rest of the request.
+/// H-22, RFC 9113 §8.1: a server that has answered may refuse the rest of the request.
 #[tokio::test(start_paused = true)]
 async fn an_answer_to_a_request_that_the_server_does_not_want_to_the_end_is_whole() {
     let (connection, mut server) = connected(9).await;

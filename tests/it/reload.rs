@@ -60,7 +60,7 @@ fn a_changed_configuration_takes_over() {
     assert_eq!(sidecar.metric("bearerd_config_last_reload_successful"), 1.0);
 }
 
-/// A mistake is told, and changes nothing.
+/// E-34: a mistake is told, and changes nothing.
 #[test]
 fn a_configuration_that_is_wrong_leaves_the_old_one_in_use() {
     let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
@@ -259,7 +259,7 @@ impl Load {
     }
 }
 
-/// SIGHUP ten times a second, every other time with another configuration: no request fails, and nothing is left open.
+/// E-33: SIGHUP ten times a second, every other time with another configuration: no request fails, and nothing is left open.
 fn reloads_without_end(time: Duration) {
     let (upstream, auth) = (Upstream::ok(), AuthorizationServer::new());
     let sidecar = Setup::between(&upstream, &auth)
