@@ -45,6 +45,9 @@ struct Streams {
 /// A stream under way.
 pub(super) struct Busy(Arc<Streams>);
 
+/// The end of the connection: whoever waits for a stream learns that there will be none.
+struct End(Arc<Streams>);
+
 impl Streams {
     fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
@@ -59,6 +62,12 @@ impl Streams {
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.count.fetch_sub(1, Ordering::Relaxed);
+        self.0.ended.notify_one();
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
         self.0.ended.notify_one();
     }
 }
@@ -101,16 +110,14 @@ impl Http2 {
             streams: Arc::default(),
             traffic: traffic.clone(),
         });
-        let streams = shared.streams.clone();
         let pings = connection.ping_pong();
-        let ended = streams.clone();
-        let connection = carry(async move {
-            let result = connection.await;
-            // Whoever waits for a stream is to learn that there will be none.
-            ended.ended.notify_one();
-            result
+        let end = End(shared.streams.clone());
+        let connection = carry(async {
+            let _end = end;
+            connection.await
         });
         if let Some(pings) = pings {
+            let streams = shared.streams.clone();
             tokio::spawn(watch(pings, traffic, streams, connection));
         }
         Ok(Self(shared))

@@ -5,7 +5,7 @@ use http_body_util::BodyExt as _;
 use tokio::io::{DuplexStream, duplex};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::super::channel::Channel;
 use super::*;
@@ -65,6 +65,30 @@ async fn a_connection_that_died_unseen_is_given_up() {
     let next = ask(&connection).await.unwrap().err().unwrap();
     assert!(next.error.unprocessed && next.unsent.is_some());
     assert!(connection.is_closed());
+}
+
+/// Where none of the streams will say so, because nobody reads its answer.
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_a_stream_learns_of_the_end() {
+    let (connection, mut server) = connected(1).await;
+    let asked = ask(&connection);
+    answer(&mut server).await;
+    let server = tokio::spawn(async move {
+        let mut unanswered = accepted(&mut server).await;
+        let body = unanswered.send_response(Response::new(()), false).unwrap();
+        tokio::select! {
+            _ = server.accept() => unreachable!("one at a time"),
+            () = sleep(Duration::from_secs(1)) => {}
+        }
+        // Nobody reads any more, and nobody closes.
+        (server, body)
+    });
+    asked.await.unwrap().ok().unwrap();
+    let unread = ask(&connection).await.unwrap().ok().unwrap();
+    let waits = timeout(2 * PING_INTERVAL, ask(&connection));
+    let error = error_of(waits.await.unwrap().unwrap());
+    assert!(error.unprocessed && connection.is_closed());
+    drop((server, unread));
 }
 
 #[tokio::test(start_paused = true)]
