@@ -51,32 +51,35 @@ pub struct SendError {
 }
 
 impl SendError {
-    fn new(fault: SendFault, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+    fn new(fault: SendFault, source: Arc<dyn std::error::Error + Send + Sync>) -> Self {
         Self {
             fault,
             body_too_large: false,
             unprocessed: false,
-            source: Arc::new(source),
+            source,
         }
     }
 
-    /// There is no connection.
+    /// There is no connection. Not `unprocessed`: to try again would be one more wait for the same.
     pub(super) fn connect(error: Arc<ConnectError>) -> Self {
+        let fault = match *error {
+            ConnectError::Dns(_) => SendFault::Dns,
+            ConnectError::Tcp(_)
+            | ConnectError::Http(_)
+            | ConnectError::Http2(_)
+            | ConnectError::Proxy(_) => SendFault::Connect,
+            ConnectError::Timeout => SendFault::ConnectTimeout,
+            ConnectError::Tls(_) => SendFault::Tls,
+            ConnectError::Exhausted(_) => SendFault::Exhausted,
+        };
+        Self::new(fault, error)
+    }
+
+    /// The request's body broke off.
+    fn downstream(body_too_large: bool, source: Arc<dyn std::error::Error + Send + Sync>) -> Self {
         Self {
-            fault: match *error {
-                ConnectError::Dns(_) => SendFault::Dns,
-                ConnectError::Tcp(_)
-                | ConnectError::Http(_)
-                | ConnectError::Http2(_)
-                | ConnectError::Proxy(_) => SendFault::Connect,
-                ConnectError::Timeout => SendFault::ConnectTimeout,
-                ConnectError::Tls(_) => SendFault::Tls,
-                ConnectError::Exhausted(_) => SendFault::Exhausted,
-            },
-            body_too_large: false,
-            // It would be one more wait for the same.
-            unprocessed: false,
-            source: error,
+            body_too_large,
+            ..Self::new(SendFault::Downstream, source)
         }
     }
 
@@ -100,11 +103,7 @@ impl From<hyper::Error> for SendError {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&source);
         while let Some(error) = cause {
             if let Some(error) = error.downcast_ref::<BodyError>() {
-                let body_too_large = is_too_large(error);
-                return Self {
-                    body_too_large,
-                    ..Self::new(SendFault::Downstream, source)
-                };
+                return Self::downstream(is_too_large(error), Arc::new(source));
             }
             if is_certificate_refused(error) {
                 fault = SendFault::Tls;
@@ -116,7 +115,7 @@ impl From<hyper::Error> for SendError {
             }
             cause = error.source();
         }
-        Self::new(fault, source)
+        Self::new(fault, Arc::new(source))
     }
 }
 
@@ -124,7 +123,7 @@ impl From<h2::Error> for SendError {
     fn from(source: h2::Error) -> Self {
         Self {
             unprocessed: is_unprocessed(&source),
-            ..Self::new(SendFault::Reset, source)
+            ..Self::new(SendFault::Reset, Arc::new(source))
         }
     }
 }
@@ -132,10 +131,7 @@ impl From<h2::Error> for SendError {
 /// The request broke off, and with it its stream.
 impl From<BodyError> for SendError {
     fn from(source: BodyError) -> Self {
-        Self {
-            body_too_large: is_too_large(&source),
-            ..Self::new(SendFault::Downstream, source)
-        }
+        Self::downstream(is_too_large(&source), Arc::new(source))
     }
 }
 
