@@ -35,10 +35,25 @@ async fn accepted(server: &mut Server) -> SendResponse<Bytes> {
     server.accept().await.unwrap().unwrap().1
 }
 
-/// Answers the next request, and reads nothing more.
-async fn answer(server: &mut Server) {
-    let mut unanswered = accepted(server).await;
+/// A connection that has had one answer, with which it learned how many streams there may be.
+async fn used(streams: u32) -> (Http2, Server) {
+    let (connection, mut server) = connected(streams).await;
+    let asked = ask(&connection);
+    let mut unanswered = accepted(&mut server).await;
     unanswered.send_response(Response::new(()), true).unwrap();
+    tokio::select! {
+        _ = server.accept() => unreachable!("nobody asks"),
+        answered = asked => answered.unwrap().ok().unwrap(),
+    };
+    (connection, server)
+}
+
+/// Reads and writes for a second, in which no other request comes.
+async fn nobody_else_asks(server: &mut Server) {
+    tokio::select! {
+        _ = server.accept() => unreachable!("one at a time"),
+        () = sleep(Duration::from_secs(1)) => {}
+    }
 }
 
 /// Reads and writes until the other end has gone.
@@ -70,20 +85,14 @@ async fn a_connection_that_died_unseen_is_given_up() {
 /// Where none of the streams will say so, because nobody reads its answer.
 #[tokio::test(start_paused = true)]
 async fn whoever_waits_for_a_stream_learns_of_the_end() {
-    let (connection, mut server) = connected(1).await;
-    let asked = ask(&connection);
-    answer(&mut server).await;
+    let (connection, mut server) = used(1).await;
     let server = tokio::spawn(async move {
         let mut unanswered = accepted(&mut server).await;
         let body = unanswered.send_response(Response::new(()), false).unwrap();
-        tokio::select! {
-            _ = server.accept() => unreachable!("one at a time"),
-            () = sleep(Duration::from_secs(1)) => {}
-        }
+        nobody_else_asks(&mut server).await;
         // Nobody reads any more, and nobody closes.
         (server, body)
     });
-    asked.await.unwrap().ok().unwrap();
     let unread = ask(&connection).await.unwrap().ok().unwrap();
     let waits = timeout(2 * PING_INTERVAL, ask(&connection));
     let error = error_of(waits.await.unwrap().unwrap());
@@ -104,16 +113,9 @@ async fn a_slow_server_that_answers_pings_is_waited_for() {
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_is_left_alone_and_ends_with_its_last_handle() {
-    let (connection, mut server) = connected(9).await;
-    let asked = ask(&connection);
-    answer(&mut server).await;
+    let (connection, server) = used(9).await;
     let server = tokio::spawn(async move {
         // Reads nothing meanwhile: a PING would stay without an answer.
-        let answered = async { asked.await.unwrap().ok().unwrap() };
-        tokio::select! {
-            _ = server.accept() => unreachable!("nobody asks"),
-            _ = answered => {}
-        }
         sleep(10 * PING_INTERVAL).await;
         carry_on(server).await;
     });
@@ -126,18 +128,11 @@ async fn an_idle_connection_is_left_alone_and_ends_with_its_last_handle() {
 /// Of three requests the server has seen one; which they are decides what may be sent again.
 #[tokio::test(start_paused = true)]
 async fn requests_that_wait_for_a_stream_have_not_been_sent() {
-    let (connection, mut server) = connected(1).await;
-    // The first learns how many streams there may be.
-    let asked = ask(&connection);
-    answer(&mut server).await;
+    let (connection, mut server) = used(1).await;
     let server = tokio::spawn(async move {
         let _unanswered = accepted(&mut server).await;
-        tokio::select! {
-            _ = server.accept() => unreachable!("one at a time"),
-            () = sleep(Duration::from_secs(1)) => {}
-        }
+        nobody_else_asks(&mut server).await;
     });
-    asked.await.unwrap().ok().unwrap();
     let asked: Vec<_> = (0..3).map(|_| ask(&connection)).collect();
     server.await.unwrap();
     let mut unprocessed = Vec::new();
@@ -150,9 +145,7 @@ async fn requests_that_wait_for_a_stream_have_not_been_sent() {
 /// E-29: whoever gave it up may have asked elsewhere.
 #[tokio::test(start_paused = true)]
 async fn a_request_that_is_given_up_while_it_waits_for_a_stream_is_never_sent() {
-    let (connection, mut server) = connected(1).await;
-    let asked = ask(&connection);
-    answer(&mut server).await;
+    let (connection, mut server) = used(1).await;
     let (seen, mut paths) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Some(Ok((request, mut unanswered))) = server.accept().await {
@@ -163,7 +156,6 @@ async fn a_request_that_is_given_up_while_it_waits_for_a_stream_is_never_sent() 
             });
         }
     });
-    asked.await.unwrap().ok().unwrap();
     let ask_for = |path| {
         let uri = format!("http://api.example{path}");
         ask_with(&connection, &uri, Body::empty())
